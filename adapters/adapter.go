@@ -63,9 +63,11 @@ type Result struct {
 
 // Pending says that the run is not complete.
 type Pending struct {
-	// After is how long to wait at least before the next call. The engine may stretch it: polls of one target share a
-	// budget.
+	// After is how long to wait at least before the next call.
 	After time.Duration
+	// Poll is true when the next call only asks how far the target's own work has got. Such calls share the target's
+	// poll budget: the more tasks are running, the longer After is stretched.
+	Poll bool
 	// Resume is handed to the next call. It holds no secret: it is journalled.
 	Resume json.RawMessage
 }
