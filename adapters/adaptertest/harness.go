@@ -34,6 +34,12 @@ type Harness struct {
 	// Open makes an adapter that talks to e through transport, which the suite wraps around e.Transport to inject faults.
 	Open func(t testing.TB, e Emulator, deps adapters.Deps) adapters.Adapter
 
+	// Mutates tells of every upstream request whether it can end a session. It is the adapter's test's own statement of
+	// the target's API, made without looking at how the adapter marks its calls: the suite checks that the fence is
+	// asked before each of these, and that nothing of the kind is sent where nothing must change. Logins, lists, polls
+	// and probes are not of the kind. Body may be read; r.Body must not.
+	Mutates func(r *http.Request, body []byte) bool
+
 	// Exact tells which sessions a selector that Supports accepts must end, for targets where this is less than
 	// Selector.Match says because of a documented limit. Nil: Match itself. It can only ever narrow.
 	Exact func(sel adapters.Selector, x adapters.Session) bool
