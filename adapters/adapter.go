@@ -18,7 +18,8 @@ type Adapter interface {
 
 	// Invalidate ends the sessions. If there is more to do, Result.Pending says when to call again; that call carries
 	// Pending.Resume, journalled meanwhile, and starts nothing new. The Result counts also when err != nil: progress
-	// made before an error is never lost, and a retry carries the Pending.Resume returned beside the error, if any.
+	// made before an error is never lost, and a retry carries the Pending.Resume returned beside the error; if there is none,
+	// the Resume that this call was given.
 	// Counts are what this call added. Before every request that changes something it calls [Fence] (the shared HTTP
 	// client does, for calls marked as mutating).
 	Invalidate(ctx context.Context, req Request) (Result, error)

@@ -52,7 +52,9 @@ type Store interface {
 	// Claim leases up to c.Limit runs that are due: not final, not leased (or the lease has ended), and whose next attempt
 	// time has come. Normal runs come first, then bulk, each in the order of their next attempt time; see Claim.BulkFirst.
 	// A run that is PENDING, RETRYING, or open (its answer was lost) begins a new attempt: RUNNING, open, one more attempt
-	// counted. A run that is RUNNING and not open continues its attempt: it becomes open.
+	// counted. A run that is RUNNING and not open continues its attempt: it becomes open. A run without a resolved selector
+	// is leased as it is, PENDING and not open: it is to be resolved first. Nor does a run begin anything whose expire
+	// time has come: it is leased as it is, to be ended.
 	// ClaimedRun.Lost says whether it was open before.
 	Claim(ctx context.Context, c Claim) ([]ClaimedRun, error)
 
