@@ -34,9 +34,12 @@ const (
 // | --- | --- |
 // | `SELECTOR_UNSUPPORTED` | the target cannot end exactly these sessions and no others; nothing was sent |
 // | `UNKNOWN_PROVIDER` | no such provider is mapped for the target, nor listed by it; nothing was sent |
-// | `UNKNOWN_GROUP` | the group is not mapped for the target; nothing was sent |
+// | `UNKNOWN_GROUP` | the group is not mapped for the target, or not known there; nothing was sent |
+// | `UNKNOWN_SCOPE` | a configured name (cluster, access group, device) does not exist at the target |
+// | `DEVICE_OUT_OF_SCOPE` | a session was named on a device that the target's configuration does not cover |
 // | `NO_IDENTITY` | the person has no name at the target; none was guessed |
 // | `AMBIGUOUS_IDENTITY` | what the caller gave and what the directory knows about the person differ |
+// | `TOO_MANY_MEMBERS` | the group has more members than the target's configuration allows |
 // | `DIRECTORY_UNAVAILABLE` | the directory could not be asked; the run waits until it can |
 // | `PROTECTED` | a protected user would, or could, be among those signed out |
 // | `NAMES_NOT_ALLOWED` | the caller may give no more of a person than `user.id` |
@@ -45,7 +48,7 @@ const (
 // | `TARGET_CHANGED` | the target's configuration now means another system; nothing more was sent |
 // | `TARGET_REMOVED` | the target is no longer configured; nothing more was sent |
 //
-// The upstream:
+// The upstream and the run:
 //
 // | reason | meaning |
 // | --- | --- |
@@ -59,6 +62,8 @@ const (
 // | `OUTCOME_UNKNOWN` | a request was sent and its answer was lost: sessions may have ended uncounted |
 // | `STILL_ALIVE` | sessions that were ended are still listed |
 // | `EXPIRED` | the run was not done when its time (`expire_time`) was up |
+// | `CANCELLED` | a caller cancelled it |
+// | `INTERNAL` | a defect of the gateway; the cause is in its log |
 //
 // Warnings only:
 //
@@ -68,7 +73,9 @@ const (
 // | `NOTHING_CAN_MATCH` | the selector provably matches nothing there; nothing was sent |
 // | `SIGNED_IN_AGAIN` | matching sessions began while the run was under way; they live |
 // | `IDENTITY_OPAQUE` | the target lists sessions under random ids, so their end cannot be checked |
-// | `UNKNOWN_TO_DIRECTORY` | the directory does not know the person; what the caller gave was used |
+// | `NOT_IN_DIRECTORY` | the directory does not know the person; what the caller gave was used |
+// | `PASSIVE_DEVICE` | a device that belongs to a cluster was addressed by itself; a passive one ends nothing |
+// | `OTHER_SESSION_ENDED` | the target says that it ended a session that the selector does not match |
 //
 // Calls that were refused; nothing was accepted and nothing was sent, unless the text says otherwise:
 //
@@ -92,7 +99,7 @@ type Error struct {
 	Reason string `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
 	// A sentence for people. It never holds a secret, nor text of an upstream.
 	Message string `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
-	// How long the upstream asked to be left alone. Absent: it did not say.
+	// How long until the next attempt. Absent: there will be none, or it is not known.
 	RetryDelay    *durationpb.Duration `protobuf:"bytes,3,opt,name=retry_delay,json=retryDelay,proto3" json:"retry_delay,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

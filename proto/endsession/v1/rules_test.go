@@ -5,7 +5,12 @@ package endsessionv1_test
 import (
 	"errors"
 	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -650,4 +655,36 @@ func labelKey(v string) proto.Message {
 
 func label(v string) proto.Message {
 	return &endsessionv1.CancelInvalidationsRequest{Label: v}
+}
+
+// TestReasonsAreDocumented holds the list of reasons that callers read against those that the code has.
+func TestReasonsAreDocumented(t *testing.T) {
+	contract, err := os.ReadFile("error.proto")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const source = "../../../adapters/reason.go"
+	file, err := parser.ParseFile(token.NewFileSet(), source, nil, parser.SkipObjectResolution)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reasons := 0
+	ast.Inspect(file, func(n ast.Node) bool {
+		lit, ok := n.(*ast.BasicLit)
+		if !ok || lit.Kind != token.STRING {
+			return true
+		}
+		reason, err := strconv.Unquote(lit.Value)
+		if err != nil {
+			t.Fatal(err)
+		}
+		reasons++
+		if !strings.Contains(string(contract), "`"+reason+"`") {
+			t.Errorf("%s is in %s but not documented in error.proto", reason, source)
+		}
+		return true
+	})
+	if reasons == 0 {
+		t.Errorf("%s has no reasons: did the list move?", source)
+	}
 }
