@@ -1,0 +1,125 @@
+# What a contributor types. Every step prints one line that says what it does.
+#
+# All tools are Go programs whose versions go.mod and lint.mod fix, so Go, git and make are enough to begin with. The
+# race detector also needs a C compiler.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+.ONESHELL:
+.NOTPARALLEL:
+
+GO ?= go
+BUF := $(GO) tool buf
+# golangci-lint has a go.mod of its own: its hundreds of modules shall not take part in choosing the service's versions.
+GOLANGCI := $(GO) tool -modfile=lint.mod golangci-lint
+# Two packages at a time: several of them start databases and emulators.
+TESTFLAGS ?= -p 2 -parallel 4 -timeout 20m
+FUZZTIME ?= 30s
+# What `make breaking` compares the contract with.
+AGAINST ?= main
+
+# The .proto files that ours import; see proto/deps-gen.
+DEPS := proto/deps/buf/validate/validate.proto
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+.PHONY: build
+build: ## build bin/endsession
+	@echo "==> build: bin/endsession"
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/endsession ./cmd/endsession
+
+.PHONY: demo
+demo: ## three emulators, people signed in, one of them signed out everywhere
+	@echo "==> demo: emulators and the gateway on loopback"
+	$(GO) run ./cmd/endsession demo
+
+.PHONY: test
+test: lint verify test-race ## everything: lint, generated code, all tests with the race detector
+
+.PHONY: test-race
+test-race: cc
+	@if [ -n "$$(command -v $$($(GO) env CC) || true)" ]; then
+	  echo "==> go test, with the race detector"
+	  CGO_ENABLED=1 $(GO) test -race $(TESTFLAGS) ./...
+	elif [ "$${CI:-}" = true ]; then
+	  echo "==> go test: no C compiler, so no race detector; in CI that is a failure" >&2
+	  exit 1
+	else
+	  echo "==> go test, WITHOUT the race detector: it needs a C compiler (gcc or clang), and there is none"
+	  $(GO) test $(TESTFLAGS) ./...
+	fi
+
+.PHONY: test-fast
+test-fast: ## all tests, without race detector and lint
+	@echo "==> go test"
+	$(GO) test $(TESTFLAGS) ./...
+
+# Installs a C compiler where that needs no question: as root on a machine with apt.
+.PHONY: cc
+cc:
+	@if [ -z "$$(command -v $$($(GO) env CC) || true)" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+	  echo "==> install a C compiler, for the race detector"
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qqy --no-install-recommends gcc libc6-dev ||
+	    echo "could not install one" >&2
+	fi
+
+.PHONY: lint
+lint: $(DEPS) ## gofmt, go vet, golangci-lint, buf lint
+	@echo "==> gofmt"
+	files=$$(gofmt -l .)
+	[ -z "$$files" ] || { echo "gofmt would change:"; echo "$$files"; exit 1; } >&2
+	echo "==> go vet"
+	$(GO) vet ./...
+	echo "==> golangci-lint (its first build on a machine takes minutes)"
+	$(GOLANGCI) run
+	echo "==> buf lint and format"
+	$(BUF) lint
+	$(BUF) format --diff --exit-code --path proto/endsession
+
+.PHONY: generate
+generate: $(DEPS) ## write gen/ from proto/
+	@echo "==> generate gen/ from proto/"
+	rm -rf gen/endsession gen/openapi/endsession.swagger.json
+	$(BUF) generate
+
+.PHONY: verify
+verify: $(DEPS) ## fail if gen/ is not what proto/ generates
+	@echo "==> verify: gen/ is what proto/ generates"
+	tmp=$$(mktemp -d)
+	trap 'rm -rf "$$tmp"' EXIT
+	$(BUF) generate --output "$$tmp"
+	diff -r --exclude=openapi.go gen "$$tmp/gen" || { echo "gen/ is stale: run make generate" >&2; exit 1; }
+
+# It is not part of `test`: a change that breaks callers can be meant, until the first release.
+.PHONY: breaking
+breaking: $(DEPS) ## compare the contract with that of main (AGAINST=some-commit)
+	@echo "==> buf breaking: this contract can be used by those who know that of $(AGAINST)"
+	tmp=$$(mktemp -d)
+	trap 'rm -rf "$$tmp"' EXIT
+	git archive $(AGAINST) buf.yaml proto | tar -x -C "$$tmp"
+	cp -r proto/deps "$$tmp/proto/deps"
+	$(BUF) breaking --against "$$tmp"
+
+.PHONY: fuzz
+fuzz: ## run every fuzz test for FUZZTIME (30s)
+	@echo "==> fuzz: every fuzz test for $(FUZZTIME)"
+	for pkg in $$($(GO) list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}{{end}}' ./...); do
+	  for fuzz in $$($(GO) test -list '^Fuzz' "$$pkg" | grep '^Fuzz' || true); do
+	    echo "==> fuzz $$pkg $$fuzz"
+	    $(GO) test -run '^$$' -fuzz "^$$fuzz\$$" -fuzztime $(FUZZTIME) "$$pkg"
+	  done
+	done
+
+.PHONY: clean
+clean: ## remove what was built
+	@echo "==> clean"
+	rm -rf bin dist proto/deps coverage.out
+
+$(DEPS): go.mod proto/deps-gen/main.go
+	@echo "==> print the .proto files that ours import"
+	$(GO) run ./proto/deps-gen proto/deps
+	touch $@
