@@ -73,8 +73,8 @@ type Store interface {
 	// is taken back, and the run is due at once.
 	Release(ctx context.Context, l Lease) error
 
-	// Cancel ends the runs of an invalidation that are not final as CANCELLED, whoever works on them: the owner's result
-	// will be refused. A run that is open gets the warning OUTCOME_UNKNOWN and its count becomes a minimum.
+	// Cancel ends the runs of an invalidation that are not final as [CancelRun] says, whoever works on them: the owner's
+	// result will be refused.
 	// ErrNotFound, or ErrFinal with the invalidation as it is.
 	Cancel(ctx context.Context, id string, at time.Time, events []Event) (Invalidation, error)
 
