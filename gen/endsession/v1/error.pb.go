@@ -75,19 +75,23 @@ const (
 // | `IDENTITY_OPAQUE` | the target lists sessions under random ids, so their end cannot be checked |
 // | `NOT_IN_DIRECTORY` | the directory does not know the person; what the caller gave was used |
 // | `PASSIVE_DEVICE` | a device that belongs to a cluster was addressed by itself; a passive one ends nothing |
+// | `SCOPE_INCOMPLETE` | part of what was named is out of the target's reach; sessions there are still alive |
 // | `OTHER_SESSION_ENDED` | the target says that it ended a session that the selector does not match |
 //
 // Calls that were refused; nothing was accepted and nothing was sent, unless the text says otherwise:
 //
 // | reason | gRPC code | meaning |
 // | --- | --- | --- |
-// | `INVALID_REQUEST` | INVALID_ARGUMENT | the google.rpc.BadRequest says which fields and why |
+// | `INVALID_ARGUMENT` | INVALID_ARGUMENT | the google.rpc.BadRequest says which fields and why |
+// | `CONFIRM_BROAD_REQUIRED` | INVALID_ARGUMENT | the selector is broad and `confirm_broad` is not true |
 // | `UNKNOWN_TARGET` | INVALID_ARGUMENT, NOT_FOUND | no target of that name is configured |
 // | `UNAUTHENTICATED` | UNAUTHENTICATED | no valid credential came with the call |
 // | `POLICY_DENIED`, `NAMES_NOT_ALLOWED`, `PROTECTED`, `TOO_MANY_SESSIONS` | PERMISSION_DENIED | as above |
 // | `NOT_FOUND` | NOT_FOUND | there is no such invalidation, or the caller may not read it |
 // | `REQUEST_ID_REUSED` | ALREADY_EXISTS | the request id belongs to a request with other content |
-// | `NOTHING_TO_RETRY` | FAILED_PRECONDITION | the invalidation is still running, or none of its runs failed |
+// | `ALREADY_FINAL` | FAILED_PRECONDITION | there is nothing left to cancel |
+// | `NOT_FINAL` | FAILED_PRECONDITION | the invalidation is still running, so it is too early to retry it |
+// | `NOTHING_TO_RETRY` | FAILED_PRECONDITION | none of the invalidation's runs failed |
 // | `RATE_LIMITED` | RESOURCE_EXHAUSTED | the caller asks too often; see google.rpc.RetryInfo |
 // | `OVERLOADED` | RESOURCE_EXHAUSTED | the gateway has too much to do; see google.rpc.RetryInfo |
 // | `NOT_ACCEPTED` | UNAVAILABLE | the journal cannot be written; ask again |

@@ -369,7 +369,7 @@ type ListInvalidationsRequest struct {
 	Caller *string `protobuf:"bytes,3,opt,name=caller,proto3,oneof" json:"caller,omitempty"`
 	// Only those whose selector has this user id. Absent: any, or no user.
 	UserId *string `protobuf:"bytes,4,opt,name=user_id,json=userId,proto3,oneof" json:"user_id,omitempty"`
-	// Only those with all of these labels, each written `key=value`. Empty: any.
+	// Only those with all of these labels, each written `key=value` and each with another key. Empty: any.
 	Label []string `protobuf:"bytes,5,rep,name=label,proto3" json:"label,omitempty"`
 	// Only those accepted at this time or later. Absent: at any time.
 	CreateTimeFrom *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=create_time_from,json=createTimeFrom,proto3" json:"create_time_from,omitempty"`

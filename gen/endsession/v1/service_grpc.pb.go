@@ -81,9 +81,9 @@ type SessionServiceClient interface {
 	// Stops an invalidation: no further attempts are made.
 	//
 	// Sessions that ended stay ended; a run that may have sent something gets the warning OUTCOME_UNKNOWN. Final runs stay
-	// as they are, so an invalidation that is final already is answered unchanged.
+	// as they are. An invalidation that is CANCELLED already is answered unchanged.
 	//
-	// Errors: INVALID_ARGUMENT, NOT_FOUND.
+	// Errors: INVALID_ARGUMENT; NOT_FOUND; FAILED_PRECONDITION with reason ALREADY_FINAL when it ended otherwise.
 	CancelInvalidation(ctx context.Context, in *CancelInvalidationRequest, opts ...grpc.CallOption) (*CancelInvalidationResponse, error)
 	// Stops all running invalidations with a label, such as those of one job.
 	//
@@ -97,8 +97,8 @@ type SessionServiceClient interface {
 	// confirmed like any other, as of now. Waiting and statuses are those of InvalidateSessions.
 	//
 	// Errors: INVALID_ARGUMENT, also when the selector is broad and `confirm_broad` is not true; NOT_FOUND;
-	// FAILED_PRECONDITION with reason NOTHING_TO_RETRY when it is still running or no run failed; ALREADY_EXISTS and
-	// UNAVAILABLE as of InvalidateSessions.
+	// FAILED_PRECONDITION with reason NOT_FINAL when it is still running, NOTHING_TO_RETRY when no run failed;
+	// ALREADY_EXISTS and UNAVAILABLE as of InvalidateSessions.
 	RetryInvalidation(ctx context.Context, in *RetryInvalidationRequest, opts ...grpc.CallOption) (*RetryInvalidationResponse, error)
 	// Lists the configured targets, in the order of the configuration. Asks nothing of them.
 	ListTargets(ctx context.Context, in *ListTargetsRequest, opts ...grpc.CallOption) (*ListTargetsResponse, error)
@@ -286,9 +286,9 @@ type SessionServiceServer interface {
 	// Stops an invalidation: no further attempts are made.
 	//
 	// Sessions that ended stay ended; a run that may have sent something gets the warning OUTCOME_UNKNOWN. Final runs stay
-	// as they are, so an invalidation that is final already is answered unchanged.
+	// as they are. An invalidation that is CANCELLED already is answered unchanged.
 	//
-	// Errors: INVALID_ARGUMENT, NOT_FOUND.
+	// Errors: INVALID_ARGUMENT; NOT_FOUND; FAILED_PRECONDITION with reason ALREADY_FINAL when it ended otherwise.
 	CancelInvalidation(context.Context, *CancelInvalidationRequest) (*CancelInvalidationResponse, error)
 	// Stops all running invalidations with a label, such as those of one job.
 	//
@@ -302,8 +302,8 @@ type SessionServiceServer interface {
 	// confirmed like any other, as of now. Waiting and statuses are those of InvalidateSessions.
 	//
 	// Errors: INVALID_ARGUMENT, also when the selector is broad and `confirm_broad` is not true; NOT_FOUND;
-	// FAILED_PRECONDITION with reason NOTHING_TO_RETRY when it is still running or no run failed; ALREADY_EXISTS and
-	// UNAVAILABLE as of InvalidateSessions.
+	// FAILED_PRECONDITION with reason NOT_FINAL when it is still running, NOTHING_TO_RETRY when no run failed;
+	// ALREADY_EXISTS and UNAVAILABLE as of InvalidateSessions.
 	RetryInvalidation(context.Context, *RetryInvalidationRequest) (*RetryInvalidationResponse, error)
 	// Lists the configured targets, in the order of the configuration. Asks nothing of them.
 	ListTargets(context.Context, *ListTargetsRequest) (*ListTargetsResponse, error)

@@ -150,11 +150,11 @@ type HealthStatus int32
 const (
 	// Never answered.
 	HealthStatus_HEALTH_STATUS_UNSPECIFIED HealthStatus = 0
-	// Nothing was asked of it yet.
+	// It was not checked yet.
 	HealthStatus_HEALTH_STATUS_UNKNOWN HealthStatus = 1
-	// It answers as it should.
+	// No check failed.
 	HealthStatus_HEALTH_STATUS_OK HealthStatus = 2
-	// It does not; its circuit breaker may be open.
+	// Some check failed.
 	HealthStatus_HEALTH_STATUS_FAILING HealthStatus = 3
 )
 
@@ -213,7 +213,7 @@ const (
 	CheckStatus_CHECK_STATUS_WARNING CheckStatus = 2
 	// Invalidations will fail.
 	CheckStatus_CHECK_STATUS_FAILED CheckStatus = 3
-	// Could not be found out without changing anything at the target, or because an earlier check failed.
+	// The target does not tell.
 	CheckStatus_CHECK_STATUS_UNKNOWN CheckStatus = 4
 )
 
@@ -276,7 +276,7 @@ type Target struct {
 	// The combinations of criteria that it can express, as configured. A selector of any other combination is
 	// UNSUPPORTED; one of these can still be, for a value that is not mapped.
 	SupportedCriteria []*SupportedCriteria `protobuf:"bytes,5,rep,name=supported_criteria,json=supportedCriteria,proto3" json:"supported_criteria,omitempty"`
-	// How the last requests to it went.
+	// What the last check of it found.
 	Health *TargetHealth `protobuf:"bytes,6,opt,name=health,proto3" json:"health,omitempty"`
 	// The name of the caller who paused it. Empty: it is not PAUSED.
 	PausedBy string `protobuf:"bytes,7,opt,name=paused_by,json=pausedBy,proto3" json:"paused_by,omitempty"`
@@ -427,19 +427,19 @@ func (x *SupportedCriteria) GetCriteria() []Criterion {
 	return nil
 }
 
-// How the last requests to a target went, as this replica of the gateway saw it.
+// What the last check of a target found, made by CheckTarget or by the gateway itself.
 type TargetHealth struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// In a word.
 	Status HealthStatus `protobuf:"varint,1,opt,name=status,proto3,enum=endsession.v1.HealthStatus" json:"status,omitempty"`
-	// What went wrong last. Absent: nothing did since the last success.
-	Error *Error `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
-	// When the target last answered as it should. Absent: it did not since the gateway started.
-	LastSuccessTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=last_success_time,json=lastSuccessTime,proto3" json:"last_success_time,omitempty"`
-	// When it last did not. Absent: as above.
-	LastFailureTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=last_failure_time,json=lastFailureTime,proto3" json:"last_failure_time,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// What was looked at.
+	Checks []*Check `protobuf:"bytes,2,rep,name=checks,proto3" json:"checks,omitempty"`
+	// The version that the upstream says it has. Empty: it says none.
+	Version string `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
+	// When it was checked. Absent: not yet.
+	CheckTime     *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=check_time,json=checkTime,proto3" json:"check_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *TargetHealth) Reset() {
@@ -479,31 +479,31 @@ func (x *TargetHealth) GetStatus() HealthStatus {
 	return HealthStatus_HEALTH_STATUS_UNSPECIFIED
 }
 
-func (x *TargetHealth) GetError() *Error {
+func (x *TargetHealth) GetChecks() []*Check {
 	if x != nil {
-		return x.Error
+		return x.Checks
 	}
 	return nil
 }
 
-func (x *TargetHealth) GetLastSuccessTime() *timestamppb.Timestamp {
+func (x *TargetHealth) GetVersion() string {
 	if x != nil {
-		return x.LastSuccessTime
+		return x.Version
+	}
+	return ""
+}
+
+func (x *TargetHealth) GetCheckTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CheckTime
 	}
 	return nil
 }
 
-func (x *TargetHealth) GetLastFailureTime() *timestamppb.Timestamp {
-	if x != nil {
-		return x.LastFailureTime
-	}
-	return nil
-}
-
-// One thing that was looked at.
+// One thing that was looked at. What could not be, because an earlier check failed, is left out.
 type Check struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What it is, such as `reachable`, `credentials`, `privilege` or `scope`.
+	// What it is, such as `reachable`, `tls`, `credentials`, `privilege`, `api` or `scope`.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// How it is.
 	Status CheckStatus `protobuf:"varint,2,opt,name=status,proto3,enum=endsession.v1.CheckStatus" json:"status,omitempty"`
@@ -577,7 +577,7 @@ var File_endsession_v1_target_proto protoreflect.FileDescriptor
 
 const file_endsession_v1_target_proto_rawDesc = "" +
 	"\n" +
-	"\x1aendsession/v1/target.proto\x12\rendsession.v1\x1a\x19endsession/v1/error.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x86\x03\n" +
+	"\x1aendsession/v1/target.proto\x12\rendsession.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x86\x03\n" +
 	"\x06Target\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x120\n" +
@@ -590,12 +590,13 @@ const file_endsession_v1_target_proto_rawDesc = "" +
 	"\n" +
 	"pause_time\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\tpauseTime\"I\n" +
 	"\x11SupportedCriteria\x124\n" +
-	"\bcriteria\x18\x01 \x03(\x0e2\x18.endsession.v1.CriterionR\bcriteria\"\xff\x01\n" +
+	"\bcriteria\x18\x01 \x03(\x0e2\x18.endsession.v1.CriterionR\bcriteria\"\xc6\x01\n" +
 	"\fTargetHealth\x123\n" +
-	"\x06status\x18\x01 \x01(\x0e2\x1b.endsession.v1.HealthStatusR\x06status\x12*\n" +
-	"\x05error\x18\x02 \x01(\v2\x14.endsession.v1.ErrorR\x05error\x12F\n" +
-	"\x11last_success_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x0flastSuccessTime\x12F\n" +
-	"\x11last_failure_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x0flastFailureTime\"\x81\x01\n" +
+	"\x06status\x18\x01 \x01(\x0e2\x1b.endsession.v1.HealthStatusR\x06status\x12,\n" +
+	"\x06checks\x18\x02 \x03(\v2\x14.endsession.v1.CheckR\x06checks\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\tR\aversion\x129\n" +
+	"\n" +
+	"check_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tcheckTime\"\x81\x01\n" +
 	"\x05Check\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x122\n" +
 	"\x06status\x18\x02 \x01(\x0e2\x1a.endsession.v1.CheckStatusR\x06status\x12\x18\n" +
@@ -649,24 +650,22 @@ var file_endsession_v1_target_proto_goTypes = []any{
 	(*TargetHealth)(nil),          // 6: endsession.v1.TargetHealth
 	(*Check)(nil),                 // 7: endsession.v1.Check
 	(*timestamppb.Timestamp)(nil), // 8: google.protobuf.Timestamp
-	(*Error)(nil),                 // 9: endsession.v1.Error
 }
 var file_endsession_v1_target_proto_depIdxs = []int32{
-	0,  // 0: endsession.v1.Target.state:type_name -> endsession.v1.TargetState
-	5,  // 1: endsession.v1.Target.supported_criteria:type_name -> endsession.v1.SupportedCriteria
-	6,  // 2: endsession.v1.Target.health:type_name -> endsession.v1.TargetHealth
-	8,  // 3: endsession.v1.Target.pause_time:type_name -> google.protobuf.Timestamp
-	1,  // 4: endsession.v1.SupportedCriteria.criteria:type_name -> endsession.v1.Criterion
-	2,  // 5: endsession.v1.TargetHealth.status:type_name -> endsession.v1.HealthStatus
-	9,  // 6: endsession.v1.TargetHealth.error:type_name -> endsession.v1.Error
-	8,  // 7: endsession.v1.TargetHealth.last_success_time:type_name -> google.protobuf.Timestamp
-	8,  // 8: endsession.v1.TargetHealth.last_failure_time:type_name -> google.protobuf.Timestamp
-	3,  // 9: endsession.v1.Check.status:type_name -> endsession.v1.CheckStatus
-	10, // [10:10] is the sub-list for method output_type
-	10, // [10:10] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	0, // 0: endsession.v1.Target.state:type_name -> endsession.v1.TargetState
+	5, // 1: endsession.v1.Target.supported_criteria:type_name -> endsession.v1.SupportedCriteria
+	6, // 2: endsession.v1.Target.health:type_name -> endsession.v1.TargetHealth
+	8, // 3: endsession.v1.Target.pause_time:type_name -> google.protobuf.Timestamp
+	1, // 4: endsession.v1.SupportedCriteria.criteria:type_name -> endsession.v1.Criterion
+	2, // 5: endsession.v1.TargetHealth.status:type_name -> endsession.v1.HealthStatus
+	7, // 6: endsession.v1.TargetHealth.checks:type_name -> endsession.v1.Check
+	8, // 7: endsession.v1.TargetHealth.check_time:type_name -> google.protobuf.Timestamp
+	3, // 8: endsession.v1.Check.status:type_name -> endsession.v1.CheckStatus
+	9, // [9:9] is the sub-list for method output_type
+	9, // [9:9] is the sub-list for method input_type
+	9, // [9:9] is the sub-list for extension type_name
+	9, // [9:9] is the sub-list for extension extendee
+	0, // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_endsession_v1_target_proto_init() }
@@ -674,7 +673,6 @@ func file_endsession_v1_target_proto_init() {
 	if File_endsession_v1_target_proto != nil {
 		return
 	}
-	file_endsession_v1_error_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

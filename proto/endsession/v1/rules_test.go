@@ -8,7 +8,9 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,6 +18,7 @@ import (
 	"time"
 
 	"buf.build/go/protovalidate"
+	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -79,6 +82,15 @@ func manyPairs(n int) map[string]string {
 	m := map[string]string{}
 	for _, k := range many(n, "k%d") {
 		m[k] = "v"
+	}
+	return m
+}
+
+// namesAt makes a name at each of n targets.
+func namesAt(n int) map[string]*endsessionv1.TargetUsernames {
+	m := map[string]*endsessionv1.TargetUsernames{}
+	for _, target := range many(n, "t%d") {
+		m[target] = &endsessionv1.TargetUsernames{Usernames: []string{"a"}}
 	}
 	return m
 }
@@ -302,6 +314,17 @@ func TestRules(t *testing.T) {
 			[]string{`selector.user.target_usernames[""] string.target_name`},
 		},
 
+		{
+			"UserWithNamesAt1000Targets",
+			forUser(&endsessionv1.User{Id: "alice", TargetUsernames: namesAt(1000)}),
+			nil,
+		},
+		{
+			"UserWithNamesAt1001Targets",
+			forUser(&endsessionv1.User{Id: "alice", TargetUsernames: namesAt(1001)}),
+			[]string{"selector.user.target_usernames map.max_pairs"},
+		},
+
 		// Providers and groups.
 		{
 			"ProviderWithNothing",
@@ -453,6 +476,11 @@ func TestRules(t *testing.T) {
 			&endsessionv1.GetInvalidationRequest{Name: someInvalidation, WaitTimeout: durationpb.New(time.Hour)},
 			[]string{"wait_timeout duration.gte_lte"},
 		},
+		{
+			"GetNegativeWait",
+			&endsessionv1.GetInvalidationRequest{Name: someInvalidation, WaitTimeout: durationpb.New(-1)},
+			[]string{"wait_timeout duration.gte_lte"},
+		},
 		{"List", &endsessionv1.ListInvalidationsRequest{}, nil},
 		{
 			"ListWithEverything",
@@ -511,8 +539,18 @@ func TestRules(t *testing.T) {
 		},
 		{"Watch", &endsessionv1.WatchInvalidationRequest{Name: someInvalidation}, nil},
 		{"WatchNothing", &endsessionv1.WatchInvalidationRequest{}, []string{"name required"}},
+		{
+			"WatchBadName",
+			&endsessionv1.WatchInvalidationRequest{Name: "invalidations/1"},
+			[]string{"name string.invalidation_name"},
+		},
 		{"Cancel", &endsessionv1.CancelInvalidationRequest{Name: someInvalidation}, nil},
 		{"CancelNothing", &endsessionv1.CancelInvalidationRequest{}, []string{"name required"}},
+		{
+			"CancelBadName",
+			&endsessionv1.CancelInvalidationRequest{Name: "invalidations/1"},
+			[]string{"name string.invalidation_name"},
+		},
 		{"CancelMany", &endsessionv1.CancelInvalidationsRequest{Label: "job=a"}, nil},
 		{"CancelManyOfNothing", &endsessionv1.CancelInvalidationsRequest{}, []string{"label required"}},
 		{"CancelManyOfBlank", &endsessionv1.CancelInvalidationsRequest{Label: "job="}, []string{"label string.label"}},
@@ -535,6 +573,16 @@ func TestRules(t *testing.T) {
 			},
 		},
 		{
+			"RetryBadNameTooLong",
+			&endsessionv1.RetryInvalidationRequest{
+				Name: "invalidations/1", WaitTimeout: durationpb.New(5*time.Minute + 1),
+				RetryFor: durationpb.New(30*24*time.Hour + 1),
+			},
+			[]string{
+				"name string.invalidation_name", "retry_for duration.gt_lte", "wait_timeout duration.gte_lte",
+			},
+		},
+		{
 			"RetryTooLongReason",
 			&endsessionv1.RetryInvalidationRequest{Name: someInvalidation, Reason: new(strings.Repeat("x", 513))},
 			[]string{"reason string.max_bytes"},
@@ -550,11 +598,17 @@ func TestRules(t *testing.T) {
 			[]string{"reason string.given.blank", "target required"},
 		},
 		{
+			"PauseBadName",
+			&endsessionv1.PauseTargetRequest{Target: "a/b"},
+			[]string{"target string.target_name"},
+		},
+		{
 			"PauseTooLongReason",
 			&endsessionv1.PauseTargetRequest{Target: "apm", Reason: new(strings.Repeat("x", 513))},
 			[]string{"reason string.max_bytes"},
 		},
 		{"Resume", &endsessionv1.ResumeTargetRequest{Target: "apm"}, nil},
+		{"ResumeBadName", &endsessionv1.ResumeTargetRequest{Target: "a/b"}, []string{"target string.target_name"}},
 		{"ResumeNothing", &endsessionv1.ResumeTargetRequest{}, []string{"target required"}},
 	}
 	for _, test := range tests {
@@ -606,6 +660,7 @@ func TestValues(t *testing.T) {
 		{"InvalidationNameOfOther", "targets/" + someRequestID, "string.invalidation_name", invalidationName},
 		{"InvalidationNameWithoutFolder", someRequestID, "string.invalidation_name", invalidationName},
 		{"InvalidationNameWithMore", someInvalidation + "/x", "string.invalidation_name", invalidationName},
+		{"InvalidationNameWithMoreBefore", "x" + someInvalidation, "string.invalidation_name", invalidationName},
 		{"InvalidationNameNewLine", someInvalidation + "\n", "string.invalidation_name", invalidationName},
 
 		{"LabelKeyAll", "0a_.-", "", labelKey},
@@ -622,6 +677,8 @@ func TestValues(t *testing.T) {
 		{"LabelWithoutValue", "ticket", "string.label", label},
 		{"LabelBlankValue", "ticket=\u00a0", "string.label", label},
 		{"LabelWithoutKey", "=INC-1", "string.label", label},
+		{"LabelInvisibleValue", "ticket=\u200b", "string.label", label},
+		{"LabelLongKey", strings.Repeat("a", 65) + "=x", "string.label", label},
 		{"LabelNUL", "ticket=a\x00", "string.label", label},
 	}
 	for _, test := range tests {
@@ -657,34 +714,91 @@ func label(v string) proto.Message {
 	return &endsessionv1.CancelInvalidationsRequest{Label: v}
 }
 
+// TestJSON holds the JSON of requests, as the documentation shows it, against the contract.
+func TestJSON(t *testing.T) {
+	for _, text := range []string{
+		`{"selector": {"user": {"id": "alice"}, "provider": {"type": "saml", "name": "okta"}, "group": "vpn"}}`,
+		`{"selector": {"user": {"id": "alice", "email": "alice@corp.example", "attributes": {"uid": "a17"},
+		  "targetUsernames": {"storage": {"usernames": ["uid=a17,ou=people,dc=corp"]}}}}}`,
+		`{"selector": {"sessions": [{"target": "apm", "device": "98901455-6384-47cd-bc41-00a39dfe338f", "id": "2a5d7604"}]}}`,
+		`{"selector": {"all": true}, "confirmBroad": true}`,
+		`{"selector": {"user": {"id": "alice"}}, "targets": ["apm"], "reason": "left", "onBehalfOf": "bob",
+		  "labels": {"ticket": "INC-1"}, "requestId": "0197f3c2-5d11-7abc-8def-0123456789ab", "validateOnly": true,
+		  "waitTimeout": "0s", "retryFor": "3600s", "allowUnsupported": true, "priority": "PRIORITY_BULK"}`,
+	} {
+		var req endsessionv1.InvalidateSessionsRequest
+		if err := protojson.Unmarshal([]byte(text), &req); err != nil {
+			t.Errorf("request %s\n got %v\nwant it read", text, err)
+			continue
+		}
+		if got := violations(t, &req); got != nil {
+			t.Errorf("request %s\n got %q\nwant it accepted", text, got)
+		}
+	}
+}
+
 // TestReasonsAreDocumented holds the list of reasons that callers read against those that the code has.
 func TestReasonsAreDocumented(t *testing.T) {
 	contract, err := os.ReadFile("error.proto")
 	if err != nil {
 		t.Fatal(err)
 	}
-	const source = "../../../adapters/reason.go"
-	file, err := parser.ParseFile(token.NewFileSet(), source, nil, parser.SkipObjectResolution)
-	if err != nil {
-		t.Fatal(err)
-	}
-	reasons := 0
-	ast.Inspect(file, func(n ast.Node) bool {
-		lit, ok := n.(*ast.BasicLit)
-		if !ok || lit.Kind != token.STRING {
-			return true
-		}
-		reason, err := strconv.Unquote(lit.Value)
+	found := 0
+	for _, dir := range []string{"../../../adapters", "../../../server"} {
+		err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+			if err != nil || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+				return err
+			}
+			for _, reason := range reasons(t, path) {
+				found++
+				if !strings.Contains(string(contract), "`"+reason+"`") {
+					t.Errorf("%s is in %s but not documented in error.proto", reason, path)
+				}
+			}
+			return nil
+		})
 		if err != nil {
 			t.Fatal(err)
 		}
-		reasons++
-		if !strings.Contains(string(contract), "`"+reason+"`") {
-			t.Errorf("%s is in %s but not documented in error.proto", reason, source)
+	}
+	if found == 0 {
+		t.Error("no reasons were found: was the type Reason renamed?")
+	}
+}
+
+// reasons are the values of the constants of type Reason in a Go file.
+func reasons(t *testing.T, path string) []string {
+	t.Helper()
+	file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.SkipObjectResolution)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var values []string
+	ast.Inspect(file, func(n ast.Node) bool {
+		spec, ok := n.(*ast.ValueSpec)
+		if !ok {
+			return true
+		}
+		switch typ := spec.Type.(type) {
+		case *ast.Ident:
+			ok = typ.Name == "Reason"
+		case *ast.SelectorExpr:
+			ok = typ.Sel.Name == "Reason"
+		default:
+			ok = false
+		}
+		for _, value := range spec.Values {
+			lit, isLit := value.(*ast.BasicLit)
+			if !ok || !isLit {
+				continue
+			}
+			text, err := strconv.Unquote(lit.Value)
+			if err != nil {
+				t.Fatalf("%s: %v", path, err)
+			}
+			values = append(values, text)
 		}
 		return true
 	})
-	if reasons == 0 {
-		t.Errorf("%s has no reasons: did the list move?", source)
-	}
+	return values
 }
