@@ -1,0 +1,452 @@
+package invalidation
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/endsession/endsession/adapters"
+	"github.com/failsafe-go/failsafe-go/circuitbreaker"
+	"golang.org/x/sync/semaphore"
+	"golang.org/x/time/rate"
+)
+
+// Bounds of a worker.
+const (
+	// attemptTimeout bounds one call of an adapter.
+	attemptTimeout = 5 * time.Minute
+	// breakerFailures in a row open a target's breaker for breakerDelay: its runs wait in the journal meanwhile.
+	breakerFailures = 5
+	breakerDelay    = 15 * time.Second
+	// bulkShare: one claim in so many looks at the bulk runs first.
+	bulkShare = 8
+	// journalRetry is how long a worker waits before it asks an unavailable journal again.
+	journalRetry = time.Second
+)
+
+// Errors of the fence. They are never an outcome of a run: the engine sees them and gives the run back.
+var (
+	errPaused  = errors.New("the target is paused")
+	errExpired = errors.New("the run has expired")
+	errLost    = errors.New("the lease is lost")
+)
+
+// worker drives the runs of one target: it claims what is due while there are free slots, and puts what an attempt came
+// to into the journal. A run that waits (for its next try, for the target's own work, between passes) is in the journal
+// only and holds no slot.
+type worker struct {
+	e      *Engine
+	target Target
+	// removed is true for a target that is no longer configured: its runs are only ended.
+	removed bool
+	log     *slog.Logger
+
+	slots   *semaphore.Weighted
+	breaker circuitbreaker.CircuitBreaker[any]
+	polls   *rate.Limiter
+	policy  retryPolicy
+
+	wake   chan struct{} // cap 1
+	claims int           // rounds of claiming, for bulkShare; only the loop touches it
+
+	mu          sync.Mutex
+	pause       *Pause
+	parkedUntil time.Time
+	health      adapters.Health
+	checkTime   time.Time
+
+	working atomic.Int64 // runs being worked on
+	// backlog is true when the journal may hold due runs that no slot was free for.
+	backlog atomic.Bool
+}
+
+func newWorker(e *Engine, t Target, removed bool) *worker {
+	w := &worker{
+		e: e, target: t, removed: removed,
+		log:   e.log.With("target", t.Name),
+		slots: semaphore.NewWeighted(int64(t.Concurrency)),
+		polls: rate.NewLimiter(rate.Limit(e.pollsPerSecond), 1),
+		wake:  make(chan struct{}, 1),
+	}
+	w.breaker = circuitbreaker.NewBuilder[any]().
+		WithFailureThreshold(breakerFailures).WithSuccessThreshold(1).
+		WithDelay(breakerDelay).
+		OnStateChanged(func(ev circuitbreaker.StateChangedEvent) {
+			w.log.Warn("breaker changed", "from", ev.OldState.String(), "to", ev.NewState.String())
+		}).Build()
+	w.policy = retryPolicy{random: e.random, poll: func() time.Duration { return w.polls.Reserve().Delay() }}
+	return w
+}
+
+// signal makes the loop look at the journal soon.
+func (w *worker) signal() {
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+// tryStart takes a slot for a run that is being accepted, so that it can begin at once. The caller gives the slot back
+// with w.free, or hands it to w.work.
+func (w *worker) tryStart() bool {
+	if w.removed || w.e.closing.Load() || w.blocked() || w.backlog.Load() || !w.breaker.IsClosed() {
+		return false
+	}
+	return w.slots.TryAcquire(1)
+}
+
+// start works on a run for which a slot was taken.
+func (w *worker) start(c ClaimedRun) {
+	w.working.Add(1)
+	w.e.attempts.Go(func() {
+		defer w.free()
+		defer w.working.Add(-1)
+		w.work(c)
+	})
+}
+
+func (w *worker) free() {
+	w.slots.Release(1)
+	if w.backlog.Load() {
+		w.signal()
+	}
+}
+
+// blocked reports whether nothing may be sent now: paused, or parked.
+func (w *worker) blocked() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.pause != nil || w.e.now().Before(w.parkedUntil)
+}
+
+func (w *worker) paused() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.pause != nil
+}
+
+// parking reports whether the target's credentials were refused and nothing has succeeded since.
+func (w *worker) parking() (parked bool, until time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return !w.parkedUntil.IsZero(), w.parkedUntil
+}
+
+func (w *worker) park(until time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.parkedUntil = until
+}
+
+// loop claims and works until ctx ends.
+func (w *worker) loop(ctx context.Context) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-w.wake:
+		case <-timer.C:
+		}
+		next, err := w.claim(ctx)
+		if err != nil {
+			if ctx.Err() != nil {
+				return
+			}
+			w.log.Error("claim runs", "error", err)
+			next = journalRetry
+		}
+		timer.Reset(next)
+	}
+}
+
+// idle is how long a worker with nothing due sleeps: another process may have released something meanwhile.
+const idle = time.Minute
+
+// claim leases due runs for the free slots and starts them; it returns how long to sleep if nothing wakes it earlier.
+func (w *worker) claim(ctx context.Context) (time.Duration, error) {
+	w.backlog.Store(false)
+	limit, expiredOnly := w.allowance()
+	if limit == 0 {
+		// free signals when a slot returns, because of backlog.
+		w.backlog.Store(true)
+		return idle, nil
+	}
+	w.claims++
+	claimed, err := w.e.store.Claim(ctx, Claim{
+		Target: w.target.Name, Owner: w.e.owner, Limit: limit, LeaseLength: w.e.leaseLength,
+		ExpiredOnly: expiredOnly, BulkFirst: w.claims%bulkShare == 0,
+	})
+	if err != nil {
+		w.slots.Release(int64(limit))
+		w.backlog.Store(true)
+		return 0, err
+	}
+	w.slots.Release(int64(limit - len(claimed)))
+	for _, c := range claimed {
+		w.start(c)
+	}
+	if len(claimed) == limit {
+		w.backlog.Store(true)
+		w.signal()
+		return idle, nil
+	}
+	return w.sleep(ctx)
+}
+
+// allowance takes as many slots as may be claimed for now, at most a few at a time so that priorities stay fresh.
+func (w *worker) allowance() (slots int, expiredOnly bool) {
+	most := 4
+	parked, _ := w.parking()
+	switch {
+	case w.removed:
+	case w.blocked(), w.breaker.IsOpen() && w.breaker.RemainingDelay() > 0:
+		expiredOnly = true
+	case parked, !w.breaker.IsClosed():
+		// One run goes ahead to see whether the target, which was refusing or silent, works again.
+		if w.working.Load() > 0 {
+			expiredOnly = true
+			break
+		}
+		most = 1
+		if w.breaker.IsOpen() {
+			w.breaker.HalfOpen()
+		}
+	}
+	for slots < most && w.slots.TryAcquire(1) {
+		slots++
+	}
+	return slots, expiredOnly
+}
+
+// sleep returns how long until something may be due.
+func (w *worker) sleep(ctx context.Context) (time.Duration, error) {
+	at, ok, err := w.e.store.NextDue(ctx, w.target.Name)
+	if err != nil {
+		return 0, err
+	}
+	if !ok {
+		return idle, nil
+	}
+	next := at.Sub(w.e.now())
+	// What is due but held back by a pause waits for its end, which signals, or to be looked at again for expiry.
+	floor := time.Millisecond
+	if w.blocked() {
+		floor = time.Second
+	}
+	if d := w.breaker.RemainingDelay(); d > 0 {
+		floor = max(floor, min(d, time.Second))
+	}
+	return min(max(next, floor), idle), nil
+}
+
+// work does one leased run's next step and journals it.
+func (w *worker) work(c ClaimedRun) {
+	ctx, done := w.e.own(c.Lease)
+	defer done()
+	log := w.log.With("invalidation", c.Lease.InvalidationID)
+	now := w.e.now()
+	run := c.Run
+	if c.Lost {
+		run.CountIsMinimum = true
+	}
+	switch {
+	case w.removed:
+		run = ended(run, c.Lost, adapters.ReasonTargetRemoved, "the target is no longer configured", now)
+	case run.Fingerprint != w.target.Fingerprint():
+		run = ended(run, c.Lost, adapters.ReasonTargetChanged, "the target's name now stands for another system", now)
+	case !now.Before(run.ExpireTime):
+		run = expired(run, c.Lost, now)
+	case run.Selector == nil:
+		run = w.e.resolveLate(ctx, w.target, c, now)
+	default:
+		var ok bool
+		if run, ok = w.attempt(ctx, c, run, log); !ok {
+			return
+		}
+	}
+	w.record(ctx, c, run, log)
+}
+
+// attempt calls the adapter once. ok is false when there is nothing to journal: the run was given back, or is no longer
+// ours.
+func (w *worker) attempt(ctx context.Context, c ClaimedRun, run Run, log *slog.Logger) (_ Run, ok bool) {
+	var sent atomic.Bool
+	ctx, cancel := context.WithTimeout(ctx, min(attemptTimeout, max(run.ExpireTime.Sub(w.e.now()), 0)))
+	defer cancel()
+	fenced := adapters.WithFence(ctx, func(context.Context) error {
+		if err := w.fence(ctx, run); err != nil {
+			return err
+		}
+		sent.Store(true)
+		return nil
+	})
+	res, err := w.invalidate(fenced, adapters.Request{Selector: *run.Selector, Resume: run.Resume, MayHaveSent: run.CountIsMinimum || c.Lost})
+	a := attempt{result: res, err: err, sent: sent.Load(), at: w.e.now()}
+	switch {
+	case context.Cause(ctx) == errLost:
+		// Cancelled, or taken over: what we found is refused anyway.
+		log.Info("run is no longer ours", "sent", a.sent)
+		return run, false
+	case err != nil && !a.sent && (errors.Is(err, errPaused) || context.Cause(ctx) == errShutdown):
+		w.release(c, log)
+		return run, false
+	case errors.Is(err, errExpired):
+		a.err = nil
+		return expired(merge(run, res), false, a.at), true
+	case errors.Is(err, errPaused):
+		a.err = adapters.Errorf(adapters.Busy, "the target was paused during the attempt")
+	case context.Cause(ctx) == errShutdown && adapters.KindOf(err) == 0 && err != nil:
+		a.err = adapters.Errorf(adapters.Uncertain, "the gateway stopped during the attempt")
+	case err != nil && adapters.KindOf(err) == 0 && (errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)):
+		kind := adapters.Unreachable
+		if a.sent {
+			kind = adapters.Uncertain
+		}
+		a.err = adapters.Errorf(kind, "the attempt took too long")
+	}
+	w.judge(a, log)
+	next := w.policy.settle(run, a)
+	if next.State == RunRetrying && context.Cause(ctx) == errShutdown {
+		next.NextAttemptTime = a.at
+	}
+	return next, true
+}
+
+// invalidate calls the adapter and turns a panic into an error: one adapter's bug must not end the process.
+func (w *worker) invalidate(ctx context.Context, req adapters.Request) (res adapters.Result, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			w.log.Error("adapter panicked", "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+			res, err = adapters.Result{}, &adapters.Error{Kind: adapters.Uncertain, Why: adapters.ReasonInternal, Message: "the adapter failed"}
+		}
+	}()
+	return w.target.Adapter.Invalidate(ctx, req)
+}
+
+// fence is asked before every request that changes something.
+func (w *worker) fence(ctx context.Context, run Run) error {
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	if !w.e.now().Before(run.ExpireTime) {
+		return errExpired
+	}
+	if w.paused() {
+		return errPaused
+	}
+	return nil
+}
+
+// judge feeds the breaker and the parking from an attempt's answer.
+func (w *worker) judge(a attempt, log *slog.Logger) {
+	switch kind := adapters.KindOf(a.err); kind {
+	case adapters.Unreachable, adapters.Uncertain, adapters.BadReply:
+		w.breaker.RecordFailure()
+	default:
+		w.breaker.RecordSuccess() // the target answered, if only to refuse
+		if kind == adapters.Credentials {
+			w.park(a.at.Add(parkLength))
+			log.Error("target refuses the account's credentials; it is left alone for a while", "for", parkLength)
+			return
+		}
+		if parked, _ := w.parking(); parked {
+			w.park(time.Time{})
+			w.signal()
+		}
+	}
+	if a.err != nil {
+		log.Warn("attempt failed", "error", a.err, "kind", adapters.KindOf(a.err).String())
+	}
+}
+
+// record journals the run. While the journal is unavailable it keeps trying: the answer is known and must not get lost
+// as long as the lease holds.
+func (w *worker) record(ctx context.Context, c ClaimedRun, run Run, log *slog.Logger) {
+	events := []Event{runEvent(c, run, w.e.now())}
+	for {
+		// The journal's answer matters more than why the attempt ended.
+		rctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), journalTimeout)
+		_, err := w.e.store.Record(rctx, c.Lease, run, events)
+		cancel()
+		switch {
+		case err == nil:
+			if !run.State.Final() {
+				w.signal()
+			}
+			log.Info("run recorded", "state", run.State, "attempts", run.Attempts, "count", countText(run))
+			return
+		case errors.Is(err, ErrLeaseLost):
+			log.Info("run was ended or taken over meanwhile")
+			return
+		case errors.Is(err, ErrIllegalTransition):
+			log.Error("record run", "error", err)
+			return
+		}
+		log.Error("record run; will try again", "error", err)
+		select {
+		case <-time.After(journalRetry):
+		case <-w.e.stopped:
+			return // found open at the next start
+		}
+	}
+}
+
+// release gives a run back of which nothing was sent.
+func (w *worker) release(c ClaimedRun, log *slog.Logger) {
+	ctx, cancel := context.WithTimeout(context.Background(), journalTimeout)
+	defer cancel()
+	if err := w.e.store.Release(ctx, c.Lease); err != nil && !errors.Is(err, ErrLeaseLost) {
+		log.Error("release run", "error", err)
+	}
+}
+
+func countText(r Run) string {
+	switch {
+	case !r.Counted:
+		return "unknown"
+	case r.CountIsMinimum:
+		return fmt.Sprintf("at least %d", r.Count)
+	}
+	return fmt.Sprint(r.Count)
+}
+
+// runEvent is the audit event of a recorded run.
+func runEvent(c ClaimedRun, r Run, at time.Time) Event {
+	typ := map[RunState]string{
+		RunPending: "run.waiting", RunRunning: "run.progressed", RunRetrying: "run.retrying", RunSucceeded: "run.succeeded",
+		RunUnsupported: "run.unsupported", RunFailed: "run.failed", RunCancelled: "run.cancelled",
+	}[r.State]
+	return Event{Time: at, Type: typ, Caller: c.Caller, InvalidationID: c.Lease.InvalidationID, Target: r.Target, Data: runData(r)}
+}
+
+func runData(r Run) json.RawMessage {
+	data := map[string]any{"attempts": r.Attempts}
+	if r.Counted {
+		data["count"] = r.Count
+	}
+	if r.CountIsMinimum {
+		data["count_is_minimum"] = true
+	}
+	if r.Error != nil {
+		data["reason"] = r.Error.Reason
+		data["message"] = r.Error.Message
+	}
+	if len(r.Warnings) > 0 {
+		data["warnings"] = r.Warnings
+	}
+	if r.Operation != "" {
+		data["operation"] = r.Operation
+	}
+	if r.Verification != adapters.VerificationUnspecified {
+		data["verification"] = r.Verification.String()
+	}
+	return mustJSON(data)
+}
