@@ -67,6 +67,8 @@ const (
 	WarnIdentityOpaque Reason = "IDENTITY_OPAQUE"
 	// WarnPassiveDevice: a device that belongs to a cluster is addressed directly; a passive unit ends nothing.
 	WarnPassiveDevice Reason = "PASSIVE_DEVICE"
+	// WarnScopeIncomplete: part of a named scope is out of the target's reach; sessions there are left alive.
+	WarnScopeIncomplete Reason = "SCOPE_INCOMPLETE"
 	// WarnNotInDirectory: the directory does not know the user; the given names were used.
 	WarnNotInDirectory Reason = "NOT_IN_DIRECTORY"
 	// WarnOtherSessionEnded: the target reports having ended a session that the selector does not match.
