@@ -291,8 +291,9 @@ func (w *worker) attempt(ctx context.Context, c ClaimedRun, run Run, log *slog.L
 	res, err := w.invalidate(fenced, adapters.Request{Selector: *run.Selector, Resume: run.Resume, MayHaveSent: run.CountIsMinimum || c.Lost})
 	a := attempt{result: res, err: err, sent: sent.Load(), at: w.e.now()}
 	switch {
-	case context.Cause(ctx) == errLost:
-		// Cancelled, or taken over: what we found is refused anyway.
+	case err != nil && context.Cause(ctx) == errLost:
+		// Cancelled, taken over, or about to be: whoever has the run now finds it open. An attempt that was completed
+		// nevertheless is recorded below; the journal decides.
 		log.Info("run is no longer ours", "sent", a.sent)
 		return run, false
 	case err != nil && !a.sent && (errors.Is(err, errPaused) || context.Cause(ctx) == errShutdown):
