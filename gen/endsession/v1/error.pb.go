@@ -96,6 +96,7 @@ const (
 // | `OVERLOADED` | RESOURCE_EXHAUSTED | the gateway has too much to do; see google.rpc.RetryInfo |
 // | `NOT_ACCEPTED` | UNAVAILABLE | the journal cannot be written; ask again |
 // | `ACCEPTANCE_UNKNOWN` | UNAVAILABLE | it may have been accepted: the ErrorInfo's metadata has its `name` to look up |
+// | `SHUTTING_DOWN` | UNAVAILABLE | the gateway stops, and with it the watch; nothing is lost, watch again |
 // | `INTERNAL` | INTERNAL | a defect of the gateway; the cause is in its log |
 type Error struct {
 	state protoimpl.MessageState `protogen:"open.v1"`

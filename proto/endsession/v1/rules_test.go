@@ -473,7 +473,7 @@ func TestRules(t *testing.T) {
 		{"GetNothing", &endsessionv1.GetInvalidationRequest{}, []string{"name required"}},
 		{
 			"GetTooLongWait",
-			&endsessionv1.GetInvalidationRequest{Name: someInvalidation, WaitTimeout: durationpb.New(time.Hour)},
+			&endsessionv1.GetInvalidationRequest{Name: someInvalidation, WaitTimeout: durationpb.New(5*time.Minute + 1)},
 			[]string{"wait_timeout duration.gte_lte"},
 		},
 		{
