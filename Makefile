@@ -50,7 +50,7 @@ test-race: cc
 	  exit 1
 	else
 	  echo "==> go test, WITHOUT the race detector: it needs a C compiler (gcc or clang), and there is none"
-	  $(GO) test $(TESTFLAGS) ./...
+	  CGO_ENABLED=0 $(GO) test $(TESTFLAGS) ./...
 	fi
 
 .PHONY: test-fast
