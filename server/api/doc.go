@@ -1,0 +1,13 @@
+// Package api serves the gRPC service endsession.v1.SessionService.
+//
+// It only translates, between protobuf and the types of package invalidation, and refuses what is not a well-formed
+// request of this version of the API: a message with an unknown field at any depth, one that breaks a rule of the
+// contract, or bytes that are no message at all never reach the engine. What a misspelt or newer client asks must not
+// become a wider kill. Decisions are the engine's.
+//
+// [NewServer] builds a gRPC server with the whole chain of interceptors. The process has two of them, one for the
+// network and one in memory for the REST gateway, so that both ways in are judged by the same code.
+//
+// Read strict.go for what is refused, errors.go for how errors reach callers, request.go and reply.go for the
+// translation.
+package api
