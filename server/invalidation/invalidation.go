@@ -23,7 +23,7 @@ type Invalidation struct {
 	Runs []Run
 }
 
-// Call is what a caller asked for. Two calls with equal contents are the same request.
+// Call is what a caller asked for. All of it but OnBehalfOf is the contents that a repeated request id is compared by.
 type Call struct {
 	Selector Selector `json:"selector"`
 	// Targets are the names asked for; empty means every configured target.

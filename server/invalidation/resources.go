@@ -94,6 +94,9 @@ func (e *Engine) Cancel(ctx context.Context, caller Caller, id string) (Invalida
 	defer cancel()
 	inv, err := e.store.Cancel(jctx, id, now, []Event{{Time: now, Type: "invalidation.cancelled", Caller: caller, InvalidationID: id}})
 	if errors.Is(err, ErrFinal) {
+		if inv.State == Cancelled {
+			return inv, nil // again: the answer is the same
+		}
 		return inv, &CallError{Code: FailedPrecondition, Reason: ReasonAlreadyFinal, Message: "the invalidation has ended already"}
 	}
 	if err != nil {
@@ -135,7 +138,7 @@ func (e *Engine) CancelByLabel(ctx context.Context, caller Caller, key, value st
 	}
 }
 
-// Retry makes a new invalidation for the targets at which the old one did not succeed. It is resolved, checked and
+// Retry makes a new invalidation for the targets at which the old one failed. It is resolved, checked and
 // confirmed like any other.
 func (e *Engine) Retry(ctx context.Context, req RetryRequest) (inv Invalidation, replayed bool, err error) {
 	old, err := e.read(ctx, req.ID)
@@ -155,7 +158,7 @@ func (e *Engine) Retry(ctx context.Context, req RetryRequest) (inv Invalidation,
 	}
 	var targets []string
 	for _, r := range old.Runs {
-		if r.State == RunSucceeded || r.State == RunUnsupported && call.AllowUnsupported {
+		if r.State != RunFailed {
 			continue
 		}
 		if !e.configured(r.Target) {
@@ -165,7 +168,7 @@ func (e *Engine) Retry(ctx context.Context, req RetryRequest) (inv Invalidation,
 		targets = append(targets, r.Target)
 	}
 	if len(targets) == 0 {
-		return Invalidation{}, false, &CallError{Code: FailedPrecondition, Reason: ReasonNothingToRetry, Message: "no target is left to retry"}
+		return Invalidation{}, false, &CallError{Code: FailedPrecondition, Reason: ReasonNothingToRetry, Message: "it failed at no target"}
 	}
 	if len(call.Selector.Sessions) > 0 {
 		call.Selector.Sessions = slices.DeleteFunc(slices.Clone(call.Selector.Sessions), func(s SessionRef) bool {
