@@ -171,3 +171,16 @@ func Fence(ctx context.Context) error {
 	}
 	return nil
 }
+
+// String is the word of the API, without its prefix.
+func (v Verification) String() string {
+	switch v {
+	case ConfirmedByList:
+		return "CONFIRMED_BY_LIST"
+	case ConfirmedByRepeat:
+		return "CONFIRMED_BY_REPEAT"
+	case Unverifiable:
+		return "UNVERIFIABLE"
+	}
+	return "UNSPECIFIED"
+}
