@@ -61,7 +61,8 @@ type Server struct {
 	mu        sync.Mutex
 	ids       emulator.IDs
 	documents []*document
-	refreshed time.Time // of the last explicit refresh
+	changes   int // so far
+	refreshed int // how many of them an explicit refresh has made searchable
 	trouble   Trouble
 }
 
@@ -71,11 +72,22 @@ var _ http.Handler = (*Server)(nil)
 type document struct {
 	session adapters.Session
 	// usernameHash is empty while a login is in progress.
-	usernameHash string
-	created      time.Time
-	changed      time.Time
-	// deleted is zero while the document is there. Until the next refresh a search still finds a deleted one.
-	deleted time.Time
+	usernameHash     string
+	created, changed change
+	// deleted is nil while the document is there. Until the next refresh a search still finds a deleted one.
+	deleted *change
+}
+
+// change is one write to the index: when it was made, and after how many others.
+type change struct {
+	at time.Time
+	n  int
+}
+
+// write notes a change made at a time. The caller holds the lock.
+func (s *Server) write(at time.Time) change {
+	s.changes++
+	return change{at, s.changes}
 }
 
 // New starts an emulated Kibana without sessions.
@@ -134,8 +146,9 @@ func (s *Server) SignIn(x adapters.Session) adapters.Session {
 	if x.CreateTime.IsZero() {
 		x.CreateTime = time.Now()
 	}
+	created := s.write(x.CreateTime)
 	s.documents = append(s.documents, &document{
-		session: x, usernameHash: UsernameHash(x.Username), created: x.CreateTime, changed: x.CreateTime,
+		session: x, usernameHash: UsernameHash(x.Username), created: created, changed: created,
 	})
 	return x
 }
@@ -156,9 +169,9 @@ func (s *Server) Use(id string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, d := range s.documents {
-		if d.session.ID == id && d.deleted.IsZero() {
-			d.changed = time.Now()
-			d.session.LastAccessTime = d.changed
+		if d.session.ID == id && d.deleted == nil {
+			d.changed = s.write(time.Now())
+			d.session.LastAccessTime = d.changed.at
 			return true
 		}
 	}
@@ -169,7 +182,7 @@ func (s *Server) Use(id string) bool {
 func (s *Server) Refresh() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.refreshed = time.Now()
+	s.refreshed = s.changes
 }
 
 // Sweep removes expired sessions, as Kibana does every hour. Until then they are counted like others.
@@ -178,8 +191,9 @@ func (s *Server) Sweep() {
 	defer s.mu.Unlock()
 	now := time.Now()
 	for _, d := range s.documents {
-		if e := d.session.ExpireTime; d.deleted.IsZero() && !e.IsZero() && e.Before(now) {
-			d.deleted = now
+		if e := d.session.ExpireTime; d.deleted == nil && !e.IsZero() && e.Before(now) {
+			deleted := s.write(now)
+			d.deleted = &deleted
 		}
 	}
 }
@@ -190,7 +204,7 @@ func (s *Server) Sessions() []adapters.Session {
 	defer s.mu.Unlock()
 	var out []adapters.Session
 	for _, d := range s.documents {
-		if d.deleted.IsZero() {
+		if d.deleted == nil {
 			out = append(out, d.session)
 		}
 	}
@@ -203,9 +217,9 @@ func (s *Server) Transport() http.RoundTripper { return emulator.Transport(s) }
 // Handler returns the server itself.
 func (s *Server) Handler() http.Handler { return s }
 
-// searchable reports whether a change made at t is seen by a search made at now.
-func (s *Server) searchable(t, now time.Time) bool {
-	return s.options.Legacy || !t.After(s.refreshed) || now.Sub(t) >= RefreshInterval
+// searchable reports whether a search made at now sees a change.
+func (s *Server) searchable(c change, now time.Time) bool {
+	return s.options.Legacy || c.n <= s.refreshed || now.Sub(c.at) >= RefreshInterval
 }
 
 // batchSize is how many documents Elasticsearch deletes in one go.
@@ -217,13 +231,10 @@ func (s *Server) deleteByQuery(match func(*document) bool) (deleted int, conflic
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now()
-	if s.options.Legacy {
-		s.refreshed = now
-	}
 	var found []*document
 	kept := s.documents[:0]
 	for _, d := range s.documents {
-		if !d.deleted.IsZero() && s.searchable(d.deleted, now) {
+		if d.deleted != nil && s.searchable(*d.deleted, now) {
 			continue // gone for good
 		}
 		kept = append(kept, d)
@@ -236,11 +247,12 @@ func (s *Server) deleteByQuery(match func(*document) bool) (deleted int, conflic
 	for len(found) > 0 && !conflict {
 		n := min(batchSize, len(found))
 		for _, d := range found[:n] {
-			if !d.deleted.IsZero() || !s.searchable(d.changed, now) {
+			if d.deleted != nil || !s.searchable(d.changed, now) {
 				conflict = true
 				continue
 			}
-			d.deleted = now
+			gone := s.write(now)
+			d.deleted = &gone
 			deleted++
 		}
 		found = found[n:]
