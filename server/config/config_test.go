@@ -1,0 +1,425 @@
+package config_test
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/endsession/endsession/adapters"
+	"github.com/endsession/endsession/adapters/secret"
+	"github.com/endsession/endsession/server/config"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+// tls is an inline part, as adapters have one.
+type tls struct {
+	CAFile string `yaml:"ca_file,omitempty"`
+}
+
+// disk is a kind with everything a kind can have.
+type disk struct {
+	URL      string        `yaml:"url"`
+	Username string        `yaml:"username"`
+	Password secret.String `yaml:"password"`
+	TLS      tls           `yaml:",inline"`
+	Scope    scope         `yaml:"scope,omitempty"`
+	Level    *int          `yaml:"level,omitempty"`
+}
+
+type scope struct {
+	Clusters []string `yaml:"clusters,omitempty"`
+}
+
+func (c *disk) Validate() error {
+	var errs []error
+	if !strings.HasPrefix(c.URL, "https://") {
+		errs = append(errs, fmt.Errorf("url: %q is not https", c.URL))
+	}
+	if c.Username == "" {
+		errs = append(errs, errors.New("username: required"))
+	}
+	if c.Password.IsZero() {
+		errs = append(errs, errors.New("password: required"))
+	}
+	if len(c.Scope.Clusters) == 0 {
+		errs = append(errs, errors.New("scope: required: name clusters"))
+	}
+	for _, name := range c.Scope.Clusters {
+		if name == "" || name == "secret-value" {
+			errs = append(errs, fmt.Errorf("scope.clusters: no cluster may be called %q", name))
+		}
+	}
+	return errors.Join(errs...)
+}
+func (c *disk) Endpoint() string { return c.URL }
+func (c *disk) Account() string  { return c.Username }
+func (c *disk) Open(adapters.Deps) (adapters.Adapter, error) {
+	return nil, errors.New("not a real one")
+}
+
+// bare is a kind without providers and groups.
+type bare struct {
+	Password secret.String `yaml:"password"`
+	Level    int           `yaml:"level,omitempty"`
+}
+
+func (c *bare) Validate() error  { return nil }
+func (c *bare) Endpoint() string { return "" }
+func (c *bare) Account() string  { return "" }
+func (c *bare) Open(adapters.Deps) (adapters.Adapter, error) {
+	return nil, errors.New("not a real one")
+}
+
+type providers []provider
+
+type provider struct {
+	Type string `yaml:"type"`
+}
+
+// UnmarshalYAML tries one form after the other, as adapters do.
+func (p *provider) UnmarshalYAML(unmarshal func(any) error) error {
+	if unmarshal(&p.Type) == nil {
+		return nil
+	}
+	type plain provider
+	return unmarshal((*plain)(p))
+}
+
+func (p *providers) Providers() ([]adapters.Provider, error) {
+	if len(*p) == 0 {
+		return nil, errors.New("want at least one")
+	}
+	var ps []adapters.Provider
+	for _, x := range *p {
+		ps = append(ps, adapters.Provider{Type: x.Type})
+	}
+	return ps, nil
+}
+
+type groups struct {
+	scope `yaml:",inline"`
+}
+
+func (g *groups) Groups() ([]adapters.Group, error) {
+	if len(g.Clusters) == 0 {
+		return nil, errors.New("clusters: required")
+	}
+	var gs []adapters.Group
+	for _, name := range g.Clusters {
+		gs = append(gs, adapters.Group{Kind: "cluster", Name: name})
+	}
+	return gs, nil
+}
+
+var registry = map[string]adapters.Type{
+	"disk": {
+		Kind:         "disk",
+		NewConfig:    func() adapters.Config { return new(disk) },
+		NewProviders: func() adapters.ProviderMapping { return new(providers) },
+		NewGroups:    func() adapters.GroupMapping { return new(groups) },
+	},
+	"bare": {Kind: "bare", NewConfig: func() adapters.Config { return new(bare) }},
+}
+
+var variables = map[string]string{
+	"APM_URL": "https://apm.example", "APM_CONCURRENCY": "16", "SECRET": "secret-value", "URL": "http://secret-value",
+	"EMPTY": "", "YES": "true", "SHORT": "e",
+}
+
+var environment = config.Environment{
+	LookupEnv: func(name string) (string, bool) { v, ok := variables[name]; return v, ok },
+	ReadFile: func(path string) ([]byte, error) {
+		if path == "etc/apm.password" {
+			return []byte("from-a-file\r\n"), nil
+		}
+		return nil, &fs.PathError{Op: "open", Path: path, Err: fs.ErrNotExist}
+	},
+}
+
+func parse(text string) (*config.Config, error) {
+	return config.Parse("etc/endsession.yaml", []byte(text), registry, environment)
+}
+
+// golden compares got with a file, or writes it.
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	path := filepath.Join("testdata", name)
+	if *update {
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("%s differs; got:\n%s", path, got)
+	}
+}
+
+func read(t *testing.T, name string) string {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join("testdata", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}
+
+func TestParse(t *testing.T) {
+	c, err := parse(read(t, "everything.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out strings.Builder
+	if err := c.Effective(&out); err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "everything.golden", out.String()+"# warnings:\n# "+strings.Join(c.Warnings, "\n# ")+"\n")
+
+	apm := c.Targets[0]
+	own := apm.Config.(*disk)
+	for _, x := range []struct{ what, got, want any }{
+		{"kind", apm.Kind, "disk"},
+		{"type", apm.Type.Kind, "disk"},
+		{"password", own.Password.Reveal(), "from-a-file"},
+		{"ca_file", own.TLS.CAFile, "etc/apm.pem"},
+		{"key_file", c.Listen.TLS.KeyFile, "/etc/tls.key"},
+		{"sqlite path", c.Store.SQLite.Path, "etc/journal.db"},
+		{"directory path", c.Directory.File.Path, "etc/people.yaml"},
+		{"on_missing", c.Directory.OnMissing, config.Fail},
+		{"retention", time.Duration(c.Retention), 30 * 24 * time.Hour},
+		{"retry_for", time.Duration(apm.RetryFor), 36 * time.Hour},
+		{"rate", apm.Rate.PerSecond(), 100.0 / 60},
+		{"no rate", c.Targets[1].Rate.PerSecond(), 0.0},
+		{"escape", apm.Usernames[1].Name, `user.email + "${x}"`},
+		{"bound", apm.Usernames[1].Provider, "saml/okta"},
+		{"where", apm.Usernames[1].Where, `etc/endsession.yaml:16: targets[0].usernames[1].name`},
+		{"provider", fmt.Sprint(apm.Providers["saml/okta"].Providers), "[saml1 saml2]"},
+		{"group", fmt.Sprint(apm.Groups["vpn"].Groups), "[cluster/Blue cluster/Green]"},
+		{"directory group", apm.Groups["staff"].Directory, "all staff"},
+		{"max_members", apm.Groups["staff"].MaxMembers, 20},
+		{"default max_members", apm.Groups["guests"].MaxMembers, 500},
+		{"default username", c.Targets[1].Usernames[0].Name, "user.id"},
+		{"default concurrency", c.Targets[1].Concurrency, 8},
+		{"default HTTP", c.Listen.HTTP, "127.0.0.1:8080"},
+	} {
+		if x.got != x.want {
+			t.Errorf("%s: got %v, want %v", x.what, x.got, x.want)
+		}
+	}
+}
+
+// TestProblems holds every kind of mistake; the golden files are the messages people get.
+func TestProblems(t *testing.T) {
+	for _, name := range []string{"wrong", "wrong2", "wrong3"} {
+		t.Run(name, func(t *testing.T) {
+			c, err := parse(read(t, name+".yaml"))
+			if err == nil {
+				t.Fatal("no error")
+			}
+			for _, hidden := range []string{"hunter2", "secret-value"} {
+				if strings.Contains(err.Error(), hidden) {
+					t.Errorf("the error shows %q:\n%v", hidden, err)
+				}
+			}
+			golden(t, name+".golden", err.Error()+"\n")
+			if len(c.Targets) > 0 {
+				t.Errorf("targets with problems are kept: %v", c.Targets[0].Name)
+			}
+		})
+	}
+}
+
+const sound = "targets: [{name: a, bare: {password: '${env:SECRET}'}}]\n"
+
+func TestOneProblem(t *testing.T) {
+	for _, x := range []struct{ name, text, want string }{
+		{"Empty", "", "1: the file is empty"},
+		{"OnlyComment", "# nothing\n", "1: the file is empty"},
+		{"List", "- a\n", "1: want a mapping of keys to values, got a list"},
+		{"Syntax", "a: b\n c: [\n", "2: mapping values are not allowed in this context"},
+		{"SecondDocument", sound + "---\nb: c\n", "2: a second document begins here; want one"},
+		{"NoTargets", "retention: 1d\n", "1: targets: required"},
+		{"EmptyTargets", "targets: []\n", "1: targets: want at least one"},
+		{"NullTargets", "targets:\n", "1: targets: has no value; give one, or leave the key out"},
+		{"FlowReference", "targets: [{name: a, bare: {password: ${env:SECRET}}}]\n", "in quotes)"},
+		{"AnchorLikePassword", "targets:\n- bare: {password: *hunter2}\n", "2: unknown anchor … referenced"},
+		{"AllInterfaces", sound + "listen: {grpc: ':9090'}\n", "2: listen.grpc: reaches beyond loopback"},
+		{"HostName", sound + "listen: {http: 'gateway:80'}\n", "2: listen.http: reaches beyond loopback"},
+		{"AdminBeyondLoopback", sound + "listen: {admin: '10.0.0.1:80'}\n", "2: listen.admin: reaches beyond loopback"},
+		{"NotInsecure", sound + "listen: {insecure: false, grpc: '10.0.0.1:80'}\n", "2: listen.grpc: reaches beyond loopback"},
+		{"InsecureAsText", sound + "listen: {insecure: 'true'}\n", "2: listen.insecure: want true or false, got a text"},
+		{"SameAddress", sound + "listen: {grpc: '127.0.0.1:8080'}\n", "2: listen.grpc: the address is listen.http's default"},
+		{"SameAddressTwice", sound + "listen: {http: '127.0.0.1:1',\n grpc: '127.0.0.1:1'}\n", "2: listen.http: the address is listen.grpc's already"},
+		{"AnyFreePort", sound + "listen: {http: '127.0.0.1:0', grpc: '127.0.0.1:0', admin: x}\n", "2: listen.admin: want"},
+		{"EmptyStore", sound + "store: {}\n", "2: store: want sqlite or postgres"},
+		{"Postgres", sound + "store: {postgres: {dsn: x}}\n", "2: store.postgres: not supported yet"},
+		{"EmptyDirectory", sound + "directory: {}\n", "2: directory: want file or ldap"},
+		{"LDAP", sound + "directory: {ldap: {}}\n", "2: directory.ldap: not supported yet"},
+		{"ClientCA", sound + "listen: {tls: {cert_file: a, key_file: b, client_ca_file: c}}\n", "2: listen.tls.client_ca_file: not supported yet"},
+		{"RetentionUnit", sound + "retention: 2w\n", `2: retention: want a time span`},
+		{"RetentionNumber", sound + "retention: 90\n", `2: retention: want a time span`},
+		{"RetentionTooLong", sound + "retention: 36501d\n", `2: retention: longer than 100 years`},
+		{"RetentionOrder", sound + "retention: 1m1h\n", `2: retention: want a time span`},
+		{"LongName", "targets: [{name: " + strings.Repeat("a", 64) + ", bare: {}}]\n", "1: targets[0].name: want lower-case"},
+		{"HyphenName", "targets: [{name: a-, bare: {}}]\n", "1: targets[0].name: want lower-case"},
+		{"SameName", "targets:\n- {name: a, bare: {}}\n- {name: a, bare: {}}\n", "3: targets[1].name: the name is taken by the target in line 2"},
+		{"Concurrency", "targets: [{name: a, bare: {}, concurrency: 1001}]\n", "1: targets[0].concurrency: want 1 to 1000"},
+		{"SecretAsConcurrency", "targets: [{name: a, bare: {}, concurrency: '${env:SECRET}'}]\n", "want a whole number (the value comes from"},
+		{"RateQuotesReference", "targets: [{name: a, bare: {}, retry_for: '${env:SHORT}'}]\n", "not valid (more is not said"},
+		{"NoDirectory", "targets: [{name: a, bare: {}, groups: {g: {directory: d}}}]\n", "1: targets[0].groups.g: there is no directory"},
+		{"Deep", "auth: " + strings.Repeat("[", 200) + strings.Repeat("]", 200) + "\n" + sound, "nested too deeply"},
+	} {
+		t.Run(x.name, func(t *testing.T) {
+			_, err := parse(x.text)
+			if err == nil || !strings.Contains(err.Error(), x.want) {
+				t.Fatalf("got %v, want %q", err, x.want)
+			}
+			if strings.Contains(err.Error(), "hunter2") || strings.Contains(err.Error(), "secret-value") {
+				t.Errorf("the error shows a secret: %v", err)
+			}
+		})
+	}
+}
+
+// TestSoundTargetsSurvive: whoever looks further into a configuration with problems gets what is sound, and only that.
+func TestSoundTargetsSurvive(t *testing.T) {
+	c, err := parse("directory: {flie: {path: x.yaml}}\nretention: soon\ntargets:\n" +
+		"- {name: a, bare: {password: '${env:SECRET}'}}\n- {name: b, bare: {pass: x}}\n- {name: c, bare: {}, groups: {g: {directory: d}}}\n")
+	if err == nil {
+		t.Fatal("no error")
+	}
+	if len(c.Targets) != 1 || c.Targets[0].Name != "a" {
+		t.Errorf("got %d targets, want a alone", len(c.Targets))
+	}
+	if c.Directory != nil {
+		t.Error("a directory with problems is kept")
+	}
+}
+
+func TestReferences(t *testing.T) {
+	c, err := parse("listen: {insecure: '${env:YES}', grpc: '0.0.0.0:1', http: 'localhost:0', admin: 'localhost:0'}\n" +
+		"targets:\n- name: a\n  bare: {password: 'a$${env:SECRET}$b$$c', level: '${env:APM_CONCURRENCY}'}\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := c.Targets[0].Config.(*bare)
+	if got, want := own.Password.Reveal(), "a${env:SECRET}$b$$c"; got != want {
+		t.Errorf("password: got %q, want %q", got, want)
+	}
+	if own.Level != 16 {
+		t.Errorf("level: got %d, want 16", own.Level)
+	}
+	if w := strings.Join(c.Warnings, "\n"); !strings.Contains(w, "listen.grpc: reaches beyond loopback") ||
+		!strings.Contains(w, "etc/endsession.yaml:4: targets[0].bare.password: the secret is written in the file") || len(c.Warnings) != 2 {
+		t.Errorf("warnings: got %s", w)
+	}
+}
+
+func TestReferencesAreReadFromTheRealEnvironment(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("ENDSESSION_TEST_LEVEL", "3")
+	write := func(name, text string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("password", "one\ntwo\n")
+	write("big", strings.Repeat("x", 1<<20+1))
+	write("good.yaml", "targets:\n- name: a\n  bare:\n    password: ${file:password}\n    level: ${env:ENDSESSION_TEST_LEVEL}\n")
+	write("bad.yaml", "targets:\n- name: a\n  bare:\n    password: ${file:big}\n")
+	c, err := config.Load(filepath.Join(dir, "good.yaml"), registry)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if own := c.Targets[0].Config.(*bare); own.Password.Reveal() != "one\ntwo" || own.Level != 3 {
+		t.Errorf("got %q and %d", own.Password.Reveal(), own.Level)
+	}
+	if len(c.Warnings) > 0 {
+		t.Errorf("warnings: %v", c.Warnings)
+	}
+	if _, err := config.Load(filepath.Join(dir, "bad.yaml"), registry); err == nil || !strings.Contains(err.Error(), "larger than 1 MiB") {
+		t.Errorf("large file: got %v", err)
+	}
+	if _, err := config.Load(filepath.Join(dir, "none.yaml"), registry); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("missing file: got %v", err)
+	}
+}
+
+func TestDuration(t *testing.T) {
+	for text, want := range map[string]time.Duration{
+		"90d": 90 * 24 * time.Hour, "1d2h3m4s": 26*time.Hour + 3*time.Minute + 4*time.Second, "90m": 90 * time.Minute, "36500d": 36500 * 24 * time.Hour,
+	} {
+		var d config.Duration
+		if err := d.UnmarshalText([]byte(text)); err != nil || time.Duration(d) != want {
+			t.Errorf("%s: got %v, %v", text, time.Duration(d), err)
+		}
+		var again config.Duration
+		if err := again.UnmarshalText([]byte(d.String())); err != nil || again != d {
+			t.Errorf("%s: written as %s, read back as %v, %v", text, d, again, err)
+		}
+	}
+	for _, text := range []string{"", "0s", "-1d", "1.5h", "1", "d", "1d 2h", "1ms", "999999999999999999999d", "36500d1s"} {
+		var d config.Duration
+		if err := d.UnmarshalText([]byte(text)); err == nil {
+			t.Errorf("%q: got %v, want an error", text, d)
+		}
+	}
+}
+
+func TestRate(t *testing.T) {
+	for text, want := range map[string]float64{"20/s": 20, "120/m": 2, "3600/h": 1} {
+		var r config.Rate
+		if err := r.UnmarshalText([]byte(text)); err != nil || r.PerSecond() != want || r.String() != text {
+			t.Errorf("%s: got %v (%s), %v", text, r.PerSecond(), r, err)
+		}
+	}
+	for _, text := range []string{"", "20", "0/s", "-1/s", "1/d", "1.5/s", "/s", "+1/s", "01/s", "1 /s", "1000001/s"} {
+		var r config.Rate
+		if err := r.UnmarshalText([]byte(text)); err == nil {
+			t.Errorf("%q: got %v, want an error", text, r)
+		}
+	}
+}
+
+// FuzzParse: nothing in a file makes the parser panic, and a file is either refused or can be written out again.
+func FuzzParse(f *testing.F) {
+	files, err := filepath.Glob("testdata/*.yaml")
+	if err != nil || len(files) == 0 {
+		f.Fatal(files, err)
+	}
+	for _, name := range files {
+		data, err := os.ReadFile(name)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(data)
+	}
+	f.Add([]byte(sound))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		c, err := config.Parse("etc/endsession.yaml", data, registry, environment)
+		if err != nil {
+			return
+		}
+		if len(c.Targets) == 0 {
+			t.Fatal("no targets and no error")
+		}
+		var out strings.Builder
+		if err := c.Effective(&out); err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(out.String(), "from-a-file") {
+			t.Fatalf("the effective configuration shows a secret:\n%s", &out)
+		}
+	})
+}
