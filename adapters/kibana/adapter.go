@@ -71,7 +71,9 @@ func (a *Adapter) Preview(ctx context.Context, sel adapters.Selector) (adapters.
 		return adapters.Preview{}, refused
 	}
 	if len(queries) == 0 {
-		return adapters.Preview{Warnings: []adapters.Warning{nothingCanMatch}}, nil
+		return adapters.Preview{
+			Summary: []string{"ask nothing: no session can match"}, Warnings: []adapters.Warning{nothingCanMatch},
+		}, nil
 	}
 	if err := a.vouch(ctx, unlisted(queries)); err != nil {
 		return adapters.Preview{}, err

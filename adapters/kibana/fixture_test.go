@@ -43,6 +43,7 @@ func setup(t testing.TB, o kibanatest.Options, change ...func(*kibana.Config)) *
 	if o.Accounts == nil {
 		o.Accounts = []kibanatest.Account{superuser}
 	}
+	o.DeletionsLag = !o.Legacy
 	f := &fixture{
 		Server: kibanatest.New(o),
 		config: &kibana.Config{URL: "https://kibana.example" + o.BasePath, APIKey: secret.New(apiKey)},

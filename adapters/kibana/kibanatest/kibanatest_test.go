@@ -346,7 +346,9 @@ func TestRefreshLag(t *testing.T) {
 	})
 	t.Run("ADeletedSessionIsAConflict", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			s := settled(session("basic", "", "user"))
+			s := kibanatest.New(kibanatest.Options{Accounts: []kibanatest.Account{superuser}, DeletionsLag: true})
+			s.SignIn(session("basic", "", "user"))
+			s.Refresh()
 			if got := total(t, s, all); got != 1 {
 				t.Errorf("total %d, want 1", got)
 			}

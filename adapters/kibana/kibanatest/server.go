@@ -42,6 +42,9 @@ type Options struct {
 	// Legacy makes it behave as 7.13 to 8.7: searches see every change at once, and a missing privilege is a bare
 	// "Forbidden".
 	Legacy bool
+	// DeletionsLag makes deletions, too, wait for the next refresh: until then a search finds the document again, and
+	// deleting it is a conflict. So it is wherever two overlapping deletions follow each other within a RefreshInterval.
+	DeletionsLag bool
 	// Serverless makes invalidation an internal route, as in Elastic Cloud Serverless.
 	Serverless bool
 	// RestrictInternalAPIs is server.restrictInternalApis.
@@ -74,7 +77,7 @@ type document struct {
 	// usernameHash is empty while a login is in progress.
 	usernameHash     string
 	created, changed change
-	// deleted is nil while the document is there. Until the next refresh a search still finds a deleted one.
+	// deleted is nil while the document is there.
 	deleted *change
 }
 
@@ -234,7 +237,7 @@ func (s *Server) deleteByQuery(match func(*document) bool) (deleted int, conflic
 	var found []*document
 	kept := s.documents[:0]
 	for _, d := range s.documents {
-		if d.deleted != nil && s.searchable(*d.deleted, now) {
+		if d.deleted != nil && (!s.options.DeletionsLag || s.searchable(*d.deleted, now)) {
 			continue // gone for good
 		}
 		kept = append(kept, d)
