@@ -1,0 +1,139 @@
+package gateway
+
+import (
+	"errors"
+	"io"
+	"mime"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc/codes"
+
+	"github.com/endsession/endsession/server/api"
+)
+
+// bodyTimeout is how long the body of a request may take to arrive.
+const bodyTimeout = 10 * time.Second
+
+// guard refuses requests that nobody should be making, before they are routed.
+func guard(next http.Handler, loopback bool) http.Handler {
+	origin := http.NewCrossOriginProtection()
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h := w.Header()
+		h.Set("X-Content-Type-Options", "nosniff")
+		h.Set("Cache-Control", "no-store")
+		h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+		h.Set("Referrer-Policy", "no-referrer")
+
+		if loopback && !isLoopback(r.Host) {
+			// A page on the web may let its own host name lead here (DNS rebinding); a browser would think it the same
+			// origin, but it still sends the name.
+			refuse(w, http.StatusForbidden, codes.PermissionDenied,
+				"this listener is for this machine only; the Host must be a loopback name or address")
+			return
+		}
+		// Reading across origins is of no use to anybody either, so a GET is judged like a POST.
+		judged := *r
+		judged.Method = http.MethodPost
+		if err := origin.Check(&judged); err != nil {
+			refuse(w, http.StatusForbidden, codes.PermissionDenied, "cross-origin requests are refused")
+			return
+		}
+		if !plain(r.URL.EscapedPath()) {
+			refuse(w, http.StatusNotFound, codes.NotFound,
+				"there is nothing at this path: paths have no escapes, empty or dotted segments")
+			return
+		}
+		if r.Header.Get("X-HTTP-Method-Override") != "" {
+			invalid(w, http.StatusBadRequest, api.Violation{Description: "X-HTTP-Method-Override is not supported"})
+			return
+		}
+		// Only what is true is passed on about where the request came from.
+		r.Header.Del("X-Forwarded-For")
+		r.Header.Del("X-Forwarded-Host")
+		next.ServeHTTP(w, r)
+	})
+}
+
+// isLoopback reports whether a Host header names this machine from within.
+func isLoopback(hostport string) bool {
+	host := hostport
+	if h, _, err := net.SplitHostPort(hostport); err == nil {
+		host = h
+	} else {
+		host = strings.TrimSuffix(strings.TrimPrefix(host, "["), "]")
+	}
+	if addr, err := netip.ParseAddr(host); err == nil {
+		return addr.Unmap().IsLoopback()
+	}
+	host = strings.ToLower(strings.TrimSuffix(host, "."))
+	return host == "localhost" || strings.HasSuffix(host, ".localhost")
+}
+
+// plain reports whether a path has only characters that mean themselves, and only whole segments. Every path of the API
+// is so; anything else could mean one thing to a proxy on the way and another here.
+func plain(path string) bool {
+	if !strings.HasPrefix(path, "/") {
+		return false
+	}
+	for segment := range strings.SplitSeq(path[1:], "/") {
+		if segment == "" || segment == "." || segment == ".." {
+			return path == "/"
+		}
+		for _, c := range []byte(segment) {
+			switch {
+			case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9':
+			case c == '-', c == '.', c == '_', c == '~', c == ':':
+			default:
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// readBody reads the body of a POST. If it answers false, it has answered the request.
+func readBody(w http.ResponseWriter, r *http.Request) ([]byte, bool) {
+	if encoding := r.Header.Get("Content-Encoding"); encoding != "" && !strings.EqualFold(encoding, "identity") {
+		invalid(w, http.StatusUnsupportedMediaType, api.Violation{Description: "Content-Encoding is not supported"})
+		return nil, false
+	}
+	types := r.Header.Values("Content-Type")
+	if len(types) > 1 || len(types) == 1 && !isJSON(types[0]) {
+		return nil, wrongType(w)
+	}
+	ctl := http.NewResponseController(w)
+	_ = ctl.SetReadDeadline(time.Now().Add(bodyTimeout)) // not supported: a test's recorder
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, api.MaxMessage))
+	_ = ctl.SetReadDeadline(time.Time{})
+	var large *http.MaxBytesError
+	switch {
+	case errors.As(err, &large):
+		invalid(w, http.StatusRequestEntityTooLarge, api.Violation{Description: "the body is larger than 1 MiB"})
+		return nil, false
+	case err != nil:
+		invalid(w, http.StatusBadRequest, api.Violation{Description: "the body did not arrive"})
+		return nil, false
+	case len(body) > 0 && len(types) == 0:
+		return nil, wrongType(w)
+	}
+	return body, true
+}
+
+func wrongType(w http.ResponseWriter) bool {
+	invalid(w, http.StatusUnsupportedMediaType, api.Violation{Description: "Content-Type must be application/json"})
+	return false
+}
+
+// isJSON reports whether a content type is application/json, in UTF-8 if it says so.
+func isJSON(contentType string) bool {
+	media, params, err := mime.ParseMediaType(contentType)
+	if err != nil || media != "application/json" {
+		return false
+	}
+	charset, ok := params["charset"]
+	return len(params) == 0 || ok && len(params) == 1 && strings.EqualFold(charset, "utf-8")
+}

@@ -1,0 +1,336 @@
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/health"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/reflection"
+	"google.golang.org/grpc/test/bufconn"
+
+	endsessionv1 "github.com/endsession/endsession/gen/endsession/v1"
+	"github.com/endsession/endsession/server/api"
+	"github.com/endsession/endsession/server/gateway"
+)
+
+// Engine is what the process needs of [invalidation.Engine] beside the calls of the API.
+type Engine interface {
+	api.Engine
+	// Ready reports whether calls can be accepted.
+	Ready(ctx context.Context) error
+	// Close lets attempts under way finish until ctx ends, then ends them.
+	Close(ctx context.Context) error
+}
+
+// Parts are what a [Server] is made of.
+type Parts struct {
+	Engine Engine
+	// Store is closed last; nil if the engine's journal needs no closing.
+	Store io.Closer
+	// The listeners are the server's to close, from [New] on.
+	GRPC, HTTP, Admin net.Listener
+	// TLS protects the gRPC and HTTP listeners; nil means plain text.
+	TLS    *tls.Config
+	Logger *slog.Logger
+}
+
+// Bounds of the steps of a shutdown; together they fit into the half minute that process managers grant.
+const (
+	httpDrain    = 5 * time.Second
+	grpcDrain    = 5 * time.Second
+	attemptDrain = 12 * time.Second
+	// attemptEnd is how long attempts may take to end when they are told to.
+	attemptEnd = 3 * time.Second
+	storeClose = 3 * time.Second
+)
+
+const (
+	// memoryBuffer is the size of the buffers between gateway and gRPC server.
+	memoryBuffer = 256 << 10
+	// maxReply bounds what the gateway takes from the gRPC server. Both are this process: it only has to be enough.
+	maxReply = 64 << 20
+	// maxStreams is how many calls one gRPC connection may have under way.
+	maxStreams = 1000
+	// readyInterval is how often gRPC health follows the journal; readyTimeout how long the journal may take to answer.
+	readyInterval = 5 * time.Second
+	readyTimeout  = 2 * time.Second
+)
+
+// Server is a gateway that listens.
+type Server struct {
+	parts Parts
+	log   *slog.Logger
+
+	drain    context.Context
+	endDrain context.CancelFunc
+
+	health  *health.Server
+	grpc    *grpc.Server // for the network
+	memory  *grpc.Server // for the gateway
+	pipe    *bufconn.Listener
+	dialled *grpc.ClientConn
+	http    *http.Server
+	admin   *http.Server
+}
+
+// New makes a server of its parts. It serves nothing before [Server.Run].
+func New(parts Parts) (*Server, error) {
+	s := &Server{
+		parts: parts, log: parts.Logger, health: health.NewServer(), pipe: bufconn.Listen(memoryBuffer),
+	}
+	// The drain begins with the shutdown, not with the context of a caller.
+	s.drain, s.endDrain = context.WithCancel(context.Background())
+	service, err := api.New(parts.Engine, parts.Logger, s.drain)
+	if err != nil {
+		return nil, err
+	}
+
+	options := []grpc.ServerOption{
+		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
+	}
+	if parts.TLS != nil {
+		options = append(options, grpc.Creds(credentials.NewTLS(parts.TLS.Clone())))
+	}
+	s.grpc = api.NewServer(service, options...)
+	healthv1.RegisterHealthServer(s.grpc, s.health)
+	reflection.Register(s.grpc)
+	s.memory = api.NewServer(service)
+
+	s.dialled, err = grpc.NewClient("passthrough:///memory",
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return s.pipe.DialContext(ctx) }),
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxReply)),
+		grpc.WithDisableServiceConfig(),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("dial the gRPC server in memory: %w", err)
+	}
+	rest, err := gateway.New(s.dialled, onlyThisMachine(parts.HTTP.Addr()))
+	if err != nil {
+		return nil, err
+	}
+	s.http = s.httpServer(rest)
+	if parts.TLS != nil {
+		s.http.TLSConfig = parts.TLS.Clone()
+	}
+	s.admin = s.httpServer(s.adminHandler())
+	return s, nil
+}
+
+// onlyThisMachine reports whether a listener is out of the network's reach.
+func onlyThisMachine(addr net.Addr) bool {
+	tcp, ok := addr.(*net.TCPAddr)
+	return !ok || tcp.IP.IsLoopback() // what is not TCP is memory, or a file
+}
+
+func (s *Server) httpServer(h http.Handler) *http.Server {
+	return &http.Server{
+		Handler: h,
+		// No timeout for whole requests: a call may wait for minutes, and a watch has no end.
+		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    64 << 10,
+		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+	}
+}
+
+// GRPCAddr is where gRPC listens.
+func (s *Server) GRPCAddr() net.Addr { return s.parts.GRPC.Addr() }
+
+// HTTPAddr is where REST listens.
+func (s *Server) HTTPAddr() net.Addr { return s.parts.HTTP.Addr() }
+
+// AdminAddr is where liveness and readiness are answered.
+func (s *Server) AdminAddr() net.Addr { return s.parts.Admin.Addr() }
+
+// Run serves until ctx ends, or a listener fails, and then shuts down in order: nobody new is let in, callers get their
+// answers, attempts finish, the journal closes. Every step is bounded; when force ends they all are cut short. That is
+// safe, as a crash would be, but runs whose answers are lost say so for ever.
+func (s *Server) Run(ctx, force context.Context) error {
+	serving := make(chan error, 4)
+	serve := func(what string, f func() error) {
+		go func() {
+			err := f()
+			if err != nil && !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, grpc.ErrServerStopped) {
+				serving <- fmt.Errorf("serve %s: %w", what, err)
+				return
+			}
+			serving <- nil
+		}()
+	}
+	serve("gRPC in memory", func() error { return s.memory.Serve(s.pipe) })
+	serve("gRPC", func() error { return s.grpc.Serve(s.parts.GRPC) })
+	serve("admin", func() error { return s.admin.Serve(s.parts.Admin) })
+	serve("HTTP", func() error {
+		if s.parts.TLS != nil {
+			return s.http.ServeTLS(s.parts.HTTP, "", "")
+		}
+		return s.http.Serve(s.parts.HTTP)
+	})
+	s.log.InfoContext(ctx, "serving", "grpc", s.GRPCAddr().String(), "http", s.HTTPAddr().String(),
+		"admin", s.AdminAddr().String(), "tls", s.parts.TLS != nil)
+
+	followed := make(chan struct{})
+	go func() { defer close(followed); s.followJournal(ctx) }()
+
+	var err error
+	ended := 0
+	select {
+	case <-ctx.Done():
+	case err = <-serving:
+		ended++
+		s.log.Error("a listener ended", "error", err)
+	}
+	s.endDrain()
+	<-followed
+	err = errors.Join(err, s.shutdown(force))
+	for ; ended < cap(serving); ended++ {
+		err = errors.Join(err, <-serving)
+	}
+	return err
+}
+
+// followJournal keeps gRPC health what the journal says, until the drain.
+func (s *Server) followJournal(ctx context.Context) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(s.drain, cancel)()
+	tick := time.NewTicker(readyInterval)
+	defer tick.Stop()
+	ready := true
+	for {
+		err := s.ready(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		status := healthv1.HealthCheckResponse_SERVING
+		if err != nil {
+			status = healthv1.HealthCheckResponse_NOT_SERVING
+		}
+		if (err == nil) != ready {
+			ready = err == nil
+			s.log.WarnContext(ctx, "readiness changed", "ready", ready, "error", err)
+		}
+		s.health.SetServingStatus("", status)
+		s.health.SetServingStatus(endsessionv1.SessionService_ServiceDesc.ServiceName, status)
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// ready reports whether calls can be accepted now.
+func (s *Server) ready(ctx context.Context) error {
+	if s.drain.Err() != nil {
+		return errors.New("shutting down")
+	}
+	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
+	defer cancel()
+	return s.parts.Engine.Ready(ctx)
+}
+
+// shutdown ends everything, from the outside to the inside.
+func (s *Server) shutdown(force context.Context) error {
+	s.log.Info("shutting down: NOT_SERVING")
+	s.health.Shutdown()
+	// The health of a process that is on its way out is asked for until the very end.
+	defer func() { _ = s.admin.Close() }()
+
+	s.step(force, "HTTP drains", httpDrain, func(ctx context.Context) error {
+		if err := s.http.Shutdown(ctx); err != nil {
+			return errors.Join(err, s.http.Close())
+		}
+		return nil
+	})
+	s.step(force, "gRPC drains", grpcDrain, func(ctx context.Context) error {
+		return errors.Join(stopGracefully(ctx, s.grpc), s.dialled.Close(), stopGracefully(ctx, s.memory))
+	})
+	engine := s.step(force, "attempts finish", attemptDrain, func(ctx context.Context) error {
+		return within(ctx, attemptEnd, func() error { return s.parts.Engine.Close(ctx) })
+	})
+	var store error
+	if s.parts.Store != nil {
+		store = s.step(context.WithoutCancel(force), "journal closes", storeClose, func(ctx context.Context) error {
+			return within(ctx, 0, s.parts.Store.Close)
+		})
+	}
+	return errors.Join(engine, store)
+}
+
+// step does one step of the shutdown, within its bound.
+func (s *Server) step(force context.Context, name string, bound time.Duration, do func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(force, bound)
+	defer cancel()
+	began := time.Now()
+	err := do(ctx)
+	took := slog.Duration("took", time.Since(began))
+	if err != nil {
+		s.log.Warn("shutting down: "+name+": cut short", took, slog.Any("error", err))
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	s.log.Info("shutting down: "+name, took)
+	return nil
+}
+
+// stopGracefully stops a gRPC server when its calls are answered, or when ctx ends.
+func stopGracefully(ctx context.Context, srv *grpc.Server) error {
+	defer context.AfterFunc(ctx, srv.Stop)()
+	srv.GracefulStop()
+	return ctx.Err()
+}
+
+// within does something that may not end with ctx; it gives up some time after that.
+func within(ctx context.Context, grace time.Duration, do func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- do() }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+	}
+	late := time.NewTimer(grace)
+	defer late.Stop()
+	select {
+	case err := <-done:
+		return err
+	case <-late.C:
+		return ctx.Err()
+	}
+}
+
+// adminHandler answers whether the process lives and whether it can accept calls.
+func (s *Server) adminHandler() http.Handler {
+	mux := http.NewServeMux()
+	answer := func(w http.ResponseWriter, code int, text string) {
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		w.Header().Set("Cache-Control", "no-store")
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		w.WriteHeader(code)
+		_, _ = io.WriteString(w, text+"\n")
+	}
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, "ok") })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
+		if err := s.ready(r.Context()); err != nil {
+			answer(w, http.StatusServiceUnavailable, "not ready") // why is in the log
+			return
+		}
+		answer(w, http.StatusOK, "ready")
+	})
+	return mux
+}
