@@ -36,7 +36,7 @@ func open(conf Config, deps adapters.Deps) (*Adapter, error) {
 	}
 	return &Adapter{
 		client: newClient(h, conf), http: h, reach: conf.reach(), log: deps.Logger,
-		inventory: inventoryCache{turn: make(chan struct{}, 1)},
+		inventory: inventoryCache{turns: newTurns()},
 	}, nil
 }
 
@@ -358,7 +358,7 @@ func (a *Adapter) next(p *progress, result adapters.Result) (adapters.Result, er
 	return p.finish(result)
 }
 
-// finish ends an attempt: every task is over. What failed and may succeed is set back, so that the next attempt starts
+// finish ends an attempt: every task is over. What failed is set back, so that the next attempt, if there is one, starts
 // new tasks for it, and only for it.
 func (p *progress) finish(result adapters.Result) (adapters.Result, error) {
 	var worst *verdict
@@ -373,9 +373,7 @@ func (p *progress) finish(result adapters.Result) (adapters.Result, error) {
 		if worst == nil || urgency(v.Kind) > urgency(worst.Kind) {
 			worst = v
 		}
-		if v.Kind != adapters.Rejected {
-			t.Failed = nil
-		}
+		t.Failed = nil
 	}
 	if worst == nil {
 		// BIG-IQ's word is all there is: it lists no sessions, and a repeated kill tells no more than the first.
@@ -390,7 +388,8 @@ func (p *progress) finish(result adapters.Result) (adapters.Result, error) {
 	return p.pending(result, 0), &adapters.Error{Kind: worst.Kind, Why: worst.Why, Message: message}
 }
 
-// urgency orders the kinds a task can end with: an unknown outcome is retried longest, a refusal not at all.
+// urgency orders the kinds a task can end with by how long the engine tries again: an unknown outcome longest, a refusal
+// not at all. One task that may still succeed is reason enough.
 func urgency(k adapters.Kind) int {
 	switch k {
 	case adapters.Uncertain:

@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/endsession/endsession/adapters"
@@ -27,20 +26,15 @@ type client struct {
 	http *httpclient.Client
 	conf Config
 
-	// turn is held by whoever looks at or replaces the fields below; a channel, because waiting must end with the caller's
-	// context.
-	turn    chan struct{}
+	// turns guards the fields below.
+	turns   *turns
 	token   secret.String
 	refresh secret.String
 	renewAt time.Time
-	// refused counts refused logins and refusal is the last one's error: whoever waited for a login that was refused must
-	// not try the same password again, or fifty runs would lock the account.
-	refused atomic.Int64
-	refusal error
 }
 
 func newClient(h *httpclient.Client, conf Config) *client {
-	return &client{http: h, conf: conf, turn: make(chan struct{}, 1)}
+	return &client{http: h, conf: conf, turns: newTurns()}
 }
 
 // do sends a call. A token that BIG-IQ no longer accepts is replaced once, and the call repeated: it had no effect, and
@@ -76,50 +70,40 @@ func withToken(call httpclient.Call, token secret.String) httpclient.Call {
 
 // check logs in anew, so that a probe tells about the password and not about a token.
 func (c *client) check(ctx context.Context) error {
-	if c.conf.Basic {
-		return nil
-	}
-	token, err := c.authorise(ctx, secret.String{})
-	if err == nil {
-		_, err = c.authorise(ctx, token)
-	}
-	return err
+	return c.turns.take(ctx, func() bool { return false }, func() error {
+		c.forget()
+		return c.login(ctx)
+	})
 }
 
-// authorise returns a token other than stale. One caller at a time gets a new one; the others wait and share it.
-func (c *client) authorise(ctx context.Context, stale secret.String) (secret.String, error) {
-	refused := c.refused.Load()
-	select {
-	case c.turn <- struct{}{}:
-		defer func() { <-c.turn }()
-	case <-ctx.Done():
-		return secret.String{}, ctx.Err()
+func (c *client) forget() { c.token, c.refresh = secret.String{}, secret.String{} }
+
+// authorise returns a token other than stale.
+func (c *client) authorise(ctx context.Context, stale secret.String) (token secret.String, err error) {
+	valid := func() bool {
+		if !stale.IsZero() && c.token.Equal(stale) {
+			c.forget() // BIG-IQ does not know the token; its refresh token is of the same login
+		}
+		token = c.token
+		return !token.IsZero() && time.Now().Before(c.renewAt)
 	}
-	if !stale.IsZero() && c.token.Equal(stale) {
-		// BIG-IQ does not know the token; its refresh token is of the same session.
-		c.token, c.refresh = secret.String{}, secret.String{}
-	}
-	if !c.token.IsZero() && time.Now().Before(c.renewAt) {
-		return c.token, nil
-	}
-	if c.refused.Load() != refused {
-		return secret.String{}, c.refusal
-	}
+	err = c.turns.take(ctx, valid, func() error {
+		err := c.renew(ctx)
+		token = c.token
+		return err
+	})
+	return token, err
+}
+
+func (c *client) renew(ctx context.Context) error {
 	if !c.refresh.IsZero() {
 		if err := c.exchange(ctx); err == nil || !final(err) {
-			return c.token, err
+			return err
 		}
 		// The refresh token has ended: it lives ten hours from the login, and exchanging does not extend it.
 	}
-	c.token, c.refresh = secret.String{}, secret.String{}
-	if err := c.login(ctx); err != nil {
-		if adapters.KindOf(err) == adapters.Credentials {
-			c.refusal = err
-			c.refused.Add(1)
-		}
-		return secret.String{}, err
-	}
-	return c.token, nil
+	c.forget()
+	return c.login(ctx)
 }
 
 // final reports whether BIG-IQ answered and refused.
@@ -150,9 +134,9 @@ func (c *client) login(ctx context.Context) error {
 		req.LoginReference = &reference{Link: link}
 	}
 	reply, err := c.http.Do(ctx, httpclient.Call{Method: http.MethodPost, Path: pathLogin, JSON: req})
-	if reply.Status == http.StatusBadRequest {
-		// As BIG-IP does when an account holds too many tokens. They end within minutes.
-		return adapters.Wrap(adapters.Busy, err, "BIG-IQ does not issue a token now")
+	if reply.Status == http.StatusBadRequest && tooManyTokens(reply) {
+		// They end within minutes.
+		return adapters.Wrap(adapters.Busy, err, "the account holds as many tokens as BIG-IQ allows")
 	}
 	if err != nil {
 		return err

@@ -10,9 +10,9 @@ import (
 // is no longer than the time in which a device can be added unnoticed between a list and a kill anyway.
 const inventoryAge = 10 * time.Second
 
-// inventoryCache holds the last inventory. One caller at a time asks for a new one; the others wait and share it.
+// inventoryCache holds the last inventory.
 type inventoryCache struct {
-	turn chan struct{}
+	turns *turns // guards the fields below
 
 	held  inventory
 	is    need
@@ -21,22 +21,21 @@ type inventoryCache struct {
 
 // get returns what is needed of the inventory, no older than age, and whether it was asked for by this call.
 func (c *inventoryCache) get(ctx context.Context, cl *client, n need, age time.Duration) (inv inventory, fresh bool, err error) {
-	select {
-	case c.turn <- struct{}{}:
-		defer func() { <-c.turn }()
-	case <-ctx.Done():
-		return inventory{}, false, ctx.Err()
+	recent := func() bool {
+		inv = c.held
+		return !c.asked.IsZero() && time.Since(c.asked) < age && c.is.serves(n)
 	}
-	if !c.asked.IsZero() && time.Since(c.asked) < age && c.is.serves(n) {
-		return c.held, false, nil
-	}
-	asked := time.Now()
-	inv, err = list(ctx, cl, n)
-	if err != nil {
-		return inventory{}, false, err
-	}
-	c.held, c.is, c.asked = inv, n, asked
-	return inv, true, nil
+	err = c.turns.take(ctx, recent, func() error {
+		asked := time.Now()
+		got, err := list(ctx, cl, n)
+		if err != nil {
+			return err
+		}
+		inv, fresh = got, true
+		c.held, c.is, c.asked = got, n, asked
+		return nil
+	})
+	return inv, fresh, err
 }
 
 // serves reports whether an inventory asked for with n has what x needs.

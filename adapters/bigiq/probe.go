@@ -92,10 +92,12 @@ func (p probe) api(ctx context.Context) bool {
 	case adapters.Rejected:
 		p.add("api", adapters.CheckFailed, "BIG-IQ has no kill-sessions tasks here", "check that url is the BIG-IQ's, and that its Access service is licensed and runs")
 	default:
-		p.add("api", adapters.CheckFailed, message(err), "")
+		p.add("api", adapters.CheckFailed, message(err), remedyService)
 	}
 	return false
 }
+
+const remedyService = "look at the state of BIG-IQ's services, and at what stands between"
 
 const remedyRole = "give the account the role Access Manager"
 
@@ -123,7 +125,7 @@ func (p probe) scope(ctx context.Context) bool {
 	n := needs([]demand{{everywhere: true}}, p.reach)
 	inv, _, err := p.inventory.get(ctx, p.client, n, 0)
 	if err != nil {
-		p.add("scope", adapters.CheckFailed, message(err), "")
+		p.add("scope", adapters.CheckFailed, message(err), remedyService)
 		return false
 	}
 	at, err := inv.reached(p.reach)

@@ -406,6 +406,12 @@ func says(r httpclient.Reply, message string) bool {
 	return r.IsJSON() && json.Unmarshal(r.Body, &e) == nil && e.Message == message
 }
 
+// tooManyTokens recognises a refusal that is known of BIG-IP: an account holds at most a hundred tokens.
+func tooManyTokens(r httpclient.Reply) bool {
+	var e errorReply
+	return r.IsJSON() && json.Unmarshal(r.Body, &e) == nil && strings.Contains(e.Message, "maximum active login tokens")
+}
+
 // Messages that BIG-IQ's answers are recognised by.
 const (
 	messageNoPath   = "Public URI path not registered"
