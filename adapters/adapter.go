@@ -35,7 +35,8 @@ type Request struct {
 	// Resume is what an earlier call of the same run returned in Pending.Resume; nil at the first call. It may come
 	// from another process or, after an upgrade, from an older version of the adapter.
 	Resume json.RawMessage
-	// MayHaveSent is true when an earlier call of this run may have changed something and its Result was lost.
+	// MayHaveSent is true when an earlier call of this run may have changed something that no Result reports: the Result
+	// was lost with its process, or said itself that its count is a minimum, or came with [Uncertain] or [BadReply].
 	MayHaveSent bool
 }
 
