@@ -242,7 +242,7 @@ func storm(t *testing.T, h Harness, d drill) {
 			w.judge(r.out.Complete && !w.tape.isDead(), r.sel)
 			if w.tape.isDead() {
 				*r = journal
-				r.lost()
+				r.crashed()
 				w.reopen()
 				r.a = w.a
 				w.faults.Choose(emulator.Sometimes(seed+uint64(r.out.Calls)+100, 0.25, faults...))

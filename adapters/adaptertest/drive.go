@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -58,10 +59,10 @@ type run struct {
 	// look sees everything an adapter gave away.
 	look func(what string, v any)
 
-	resume      json.RawMessage
-	mayHaveSent bool
-	wait        time.Duration
-	out         Outcome
+	resume json.RawMessage
+	lost   bool // a call's Result
+	wait   time.Duration
+	out    Outcome
 }
 
 // drive calls until the run is complete or a call fails.
@@ -79,7 +80,20 @@ func (r *run) drive(ctx context.Context) error {
 // call makes one call and journals what it returns.
 func (r *run) call(ctx context.Context) error {
 	r.t.Helper()
-	res, err := r.a.Invalidate(ctx, adapters.Request{Selector: r.sel, Resume: slices.Clone(r.resume), MayHaveSent: r.mayHaveSent})
+	var sent atomic.Bool
+	fenced := adapters.WithFence(ctx, func(inner context.Context) error {
+		if err := inner.Err(); err != nil {
+			return err
+		}
+		if err := adapters.Fence(ctx); err != nil {
+			return err
+		}
+		sent.Store(true)
+		return nil
+	})
+	res, err := r.a.Invalidate(fenced, adapters.Request{
+		Selector: r.sel, Resume: slices.Clone(r.resume), MayHaveSent: r.lost || r.out.CountIsMinimum,
+	})
 	r.out.Calls++
 	r.check(ctx, res, err)
 
@@ -97,9 +111,7 @@ func (r *run) call(ctx context.Context) error {
 	}
 	r.wait = time.Second
 	if res.Pending != nil {
-		if res.Pending.Resume != nil {
-			r.resume = slices.Clone(res.Pending.Resume)
-		}
+		r.resume = slices.Clone(res.Pending.Resume)
 		if err == nil {
 			r.wait = res.Pending.After
 		}
@@ -108,16 +120,15 @@ func (r *run) call(ctx context.Context) error {
 	if errors.As(err, &e) {
 		r.wait = max(r.wait, e.RetryAfter)
 	}
-	switch adapters.KindOf(err) {
-	case adapters.Uncertain, adapters.BadReply:
+	if kind := adapters.KindOf(err); sent.Load() && (kind == adapters.Uncertain || kind == adapters.BadReply) {
 		// The engine does the same: something may have ended that nobody counted.
-		r.out.CountIsMinimum, r.mayHaveSent = true, true
+		r.out.CountIsMinimum = true
 	}
 	return err
 }
 
-// lost is what becomes of the run when its process dies in a call: the journal stays as it was before.
-func (r *run) lost() { r.out.CountIsMinimum, r.mayHaveSent = true, true }
+// crashed is what becomes of the run when its process dies in a call: the journal stays as it was before.
+func (r *run) crashed() { r.out.CountIsMinimum, r.lost = true, true }
 
 // check holds one call against the contract.
 func (r *run) check(ctx context.Context, res adapters.Result, err error) {
@@ -149,7 +160,7 @@ func (r *run) check(ctx context.Context, res adapters.Result, err error) {
 		if p.After < 0 || p.After > maxAfter {
 			bad("wants to be called again after %v", p.After)
 		}
-		if p.Resume == nil && err == nil || p.Resume != nil && !json.Valid(p.Resume) {
+		if !json.Valid(p.Resume) {
 			bad("resume %q is no JSON", p.Resume)
 		}
 	}

@@ -622,7 +622,7 @@ func crashLosesNothing(t *testing.T, h Harness, d drill) {
 				r.t = w.t
 				if w.tape.isDead() {
 					*r = journal
-					r.lost()
+					r.crashed()
 				} else if err != nil {
 					w.errorf("before the crash: %v", err)
 					break
