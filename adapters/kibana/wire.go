@@ -100,7 +100,7 @@ func decodeTotal(r httpclient.Reply) (int, error) {
 	}
 	raw := string(reply["total"])
 	total, err := strconv.Atoi(raw)
-	if err != nil || total < 0 || raw[0] < '0' || raw[0] > '9' {
+	if err != nil || raw[0] == '-' {
 		return 0, adapters.Errorf(adapters.BadReply, "Kibana's answer has no total that is a whole number")
 	}
 	return total, nil
