@@ -159,16 +159,17 @@ func (a *adapter) list(ctx context.Context, sel adapters.Selector) ([]adapters.S
 		Sessions  []adapters.Session
 		Providers []adapters.Provider
 	}
-	if err := reply.Decode(&answer); err != nil {
-		if a.flaw == "shows the upstream's body" {
-			return nil, adapters.Errorf(adapters.BadReply, "odd answer: %s", reply.Body)
-		}
-		return nil, err
+	err = reply.Decode(&answer)
+	switch {
+	case a.flaw == "takes null for an empty list":
+		err = json.Unmarshal(reply.Body, &answer)
+	case err != nil && a.flaw == "shows the upstream's body":
+		err = adapters.Errorf(adapters.BadReply, "odd answer: %s", reply.Body)
+	case err == nil && answer.Providers == nil:
+		err = adapters.Errorf(adapters.BadReply, "the answer holds no list")
 	}
-	if answer.Sessions == nil && a.flaw != "takes null for an empty list" {
-		if answer.Providers == nil {
-			return nil, adapters.Errorf(adapters.BadReply, "the answer holds no list")
-		}
+	if err != nil {
+		return nil, err
 	}
 	for _, p := range sel.Providers {
 		if p.MustBeListed && a.flaw != "tries unlisted providers" &&

@@ -17,9 +17,11 @@ import (
 	"net/http/httptrace"
 	"net/url"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/endsession/endsession/adapters"
@@ -106,10 +108,26 @@ func ParseURL(raw string) (*url.URL, error) {
 	default:
 		return nil, errors.New("url: want https (http only to a loopback address)")
 	}
+	if dotted(u.Path) {
+		return nil, errors.New(`url: holds "." or ".." in its path`)
+	}
 	u.Path = strings.TrimRight(u.Path, "/")
 	u.RawPath = strings.TrimRight(u.RawPath, "/")
 	u.Host = strings.ToLower(u.Host)
+	if u.Scheme == "https" {
+		u.Host = strings.TrimSuffix(u.Host, ":443")
+	}
 	return u, nil
+}
+
+// dotted reports whether a decoded path has a segment that servers resolve to another path.
+func dotted(path string) bool {
+	for seg := range strings.SplitSeq(path, "/") {
+		if seg == "." || seg == ".." {
+			return true
+		}
+	}
+	return false
 }
 
 func loopback(host string) bool {
@@ -191,9 +209,10 @@ func (c *Client) CloseIdleConnections() { c.http.CloseIdleConnections() }
 // Call is one request.
 type Call struct {
 	Method string
-	// Path is appended to the base URL's path as it is: it starts with "/" and is already escaped.
+	// Path is appended to the base URL's path as it is: it starts with "/" and is already escaped. One that would lead
+	// elsewhere, by dot segments or for want of escaping, is refused.
 	Path string
-	// Query is the raw query, without "?", already escaped.
+	// Query is the raw query, without "?", already escaped. One that would not be sent whole is refused.
 	Query  string
 	Header http.Header
 	// JSON is marshalled into the body if not nil.
@@ -222,12 +241,13 @@ func (r Reply) IsJSON() bool {
 	return err == nil && (t == "application/json" || t == "application/json-rpc" || strings.HasSuffix(t, "+json"))
 }
 
-// Decode unmarshals a JSON body. Anything else, a page of a proxy say, is [adapters.BadReply].
+// Decode unmarshals a JSON body. Anything else, a page of a proxy say, is [adapters.BadReply]; so is null, which would
+// leave v as it is and look like an empty answer.
 func (r Reply) Decode(v any) error {
 	if !r.IsJSON() {
 		return adapters.Errorf(adapters.BadReply, "the target answered %d with something other than JSON", r.Status)
 	}
-	if err := json.Unmarshal(r.Body, v); err != nil {
+	if err := json.Unmarshal(r.Body, v); err != nil || string(bytes.TrimSpace(r.Body)) == "null" {
 		// The decoder's message may quote the body.
 		return adapters.Errorf(adapters.BadReply, "the target answered %d with JSON that cannot be read", r.Status)
 	}
@@ -235,9 +255,13 @@ func (r Reply) Decode(v any) error {
 }
 
 // Do sends a request. A reply of status 2xx or in call.Accept comes back without error; everything else is classified
-// by [Classify]. Transport failures are classified by whether the request can have had an effect. When the caller's
-// context ended before the request was sent its error is returned as it is.
+// by [Classify]. Transport failures are classified by whether the request can have had an effect. The context's own
+// error is returned when ctx had ended before anything was done, or was cancelled while nothing could have changed; a
+// deadline that passes while the target is asked says something about the target and is classified.
 func (c *Client) Do(ctx context.Context, call Call) (Reply, error) {
+	if err := ctx.Err(); err != nil {
+		return Reply{}, err
+	}
 	req, err := c.request(ctx, call)
 	if err != nil {
 		return Reply{}, err
@@ -252,37 +276,39 @@ func (c *Client) Do(ctx context.Context, call Call) (Reply, error) {
 			return Reply{}, err
 		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	bounded, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
-	// The request counts as sent from the first byte that may have reached a connection. A transport without trace hooks
-	// (an in-memory one) counts as sending at once.
+	// The request counts as sent from the first byte that may have reached a connection, so from the first header field:
+	// HTTP/2 tells that the headers were written only after they have left. A transport without trace hooks (an
+	// in-memory one) counts as sending at once.
 	var traced, sent atomic.Bool
-	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-		GetConn:      func(string) { traced.Store(true) },
-		WroteHeaders: func() { sent.Store(true) },
+	bounded = httptrace.WithClientTrace(bounded, &httptrace.ClientTrace{
+		GetConn:          func(string) { traced.Store(true) },
+		WroteHeaderField: func(string, []string) { sent.Store(true) },
+		WroteHeaders:     func() { sent.Store(true) },
 	})
-	resp, err := c.http.Do(req.WithContext(ctx))
+	resp, err := c.http.Do(req.WithContext(bounded))
 	if err != nil {
-		return Reply{}, c.failure(ctx, call, sent.Load() || !traced.Load(), err)
+		return Reply{}, failure(ctx, call, sent.Load() || !traced.Load(), err)
 	}
 	defer func() { _ = resp.Body.Close() }()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, c.maxBody+1))
-	if err != nil {
-		return Reply{}, c.failure(ctx, call, true, err)
-	}
-	if int64(len(body)) > c.maxBody {
+	reply := Reply{Status: resp.StatusCode, Header: resp.Header, Mutating: call.Mutating}
+	judged := reply.Status/100 == 2 || slices.Contains(call.Accept, reply.Status)
+	reply.Body, err = io.ReadAll(io.LimitReader(resp.Body, c.maxBody+1))
+	long := int64(len(reply.Body)) > c.maxBody
+	switch {
+	case !judged:
+		// The status says enough, even if the body cannot be read.
+		if err != nil || long {
+			reply.Body = nil
+		}
+		return reply, Classify(reply)
+	case err != nil:
+		return Reply{}, failure(ctx, call, true, err)
+	case long:
 		return Reply{}, adapters.Errorf(adapters.BadReply, "the target's answer is longer than %d bytes", c.maxBody)
 	}
-	reply := Reply{Status: resp.StatusCode, Header: resp.Header, Body: body, Mutating: call.Mutating}
-	if reply.Status/100 == 2 {
-		return reply, nil
-	}
-	for _, s := range call.Accept {
-		if s == reply.Status {
-			return reply, nil
-		}
-	}
-	return reply, Classify(reply)
+	return reply, nil
 }
 
 func (c *Client) request(ctx context.Context, call Call) (*http.Request, error) {
@@ -296,10 +322,22 @@ func (c *Client) request(ctx context.Context, call Call) (*http.Request, error) 
 	}
 	req, err := http.NewRequestWithContext(ctx, call.Method, c.URL(call), body)
 	if err != nil {
+		// The error quotes the URL.
+		return nil, adapters.Errorf(adapters.Rejected, "the request's URL is malformed")
+	}
+	// A name that was not escaped must not change where the request goes, nor cut a filter short.
+	if u := req.URL; u.Scheme != c.base.Scheme || u.Host != c.base.Host || u.User != nil || u.Fragment != "" || dotted(u.Path) ||
+		u.EscapedPath() != c.base.EscapedPath()+call.Path || u.RawQuery != call.Query || strings.ContainsFunc(u.RawQuery, unescaped) {
 		return nil, adapters.Errorf(adapters.Rejected, "the request's URL is malformed")
 	}
 	for _, h := range []http.Header{c.header, call.Header} {
 		for k, v := range h {
+			for _, x := range v {
+				// net/http would refuse it too, but where nobody can tell that nothing was sent.
+				if strings.ContainsFunc(x, func(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f }) {
+					return nil, adapters.Errorf(adapters.Rejected, "the header %s holds a control character", k)
+				}
+			}
 			req.Header[k] = v
 		}
 	}
@@ -317,6 +355,9 @@ func (c *Client) request(ctx context.Context, call Call) (*http.Request, error) 
 	// written; that is harmless, and the only repetition there is.
 	return req, nil
 }
+
+// unescaped reports whether r cannot stand in a request line.
+func unescaped(r rune) bool { return r <= ' ' || r >= 0x7f }
 
 // URL is where a call goes.
 func (c *Client) URL(call Call) string {
@@ -338,30 +379,33 @@ func Marshal(v any) ([]byte, error) {
 	return bytes.TrimRight(b.Bytes(), "\n"), nil
 }
 
-// failure classifies an error of the transport.
-func (c *Client) failure(ctx context.Context, call Call, sent bool, err error) error {
+// failure classifies an error of the transport. ctx is the caller's.
+func failure(ctx context.Context, call Call, sent bool, err error) error {
 	cause := redact(err)
-	if call.Mutating && sent {
+	switch {
+	case call.Mutating && sent:
 		return adapters.Wrap(adapters.Uncertain, cause, "the request was sent and its answer is lost")
-	}
-	if errors.Is(err, context.Canceled) && errors.Is(context.Cause(ctx), context.Canceled) {
-		return context.Canceled
-	}
-	if e := certificate(err); e != nil {
+	case errors.Is(ctx.Err(), context.Canceled):
+		return ctx.Err()
+	case certificate(err) != nil:
 		return adapters.Wrap(adapters.Unreachable, cause, "the target's certificate is not trusted")
-	}
-	if errors.Is(err, context.DeadlineExceeded) {
+	case errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil:
 		return adapters.Wrap(adapters.Unreachable, cause, "the target did not answer in time")
 	}
 	return adapters.Wrap(adapters.Unreachable, cause, "the target cannot be reached")
 }
 
-// certificate returns err if the target's certificate was refused.
+// certificate returns what is wrong with the target's certificate, if err is about that.
 func certificate(err error) error {
 	var v *tls.CertificateVerificationError
 	var h x509.HostnameError
-	if errors.As(err, &v) || errors.As(err, &h) || errors.Is(err, errPin) {
-		return err
+	switch {
+	case errors.Is(err, errPin):
+		return errPin
+	case errors.As(err, &v):
+		return v
+	case errors.As(err, &h):
+		return h
 	}
 	return nil
 }
@@ -369,14 +413,46 @@ func certificate(err error) error {
 // IsCertificate reports whether err says that the target's certificate is not trusted.
 func IsCertificate(err error) bool { return certificate(err) != nil }
 
-// redact takes the URL out of a transport's error: it may hold names.
+// redact keeps of a transport's error what cannot hold a part of the request or of the answer: net/http quotes the URL,
+// malformed answers, what a proxy said and, over HTTP/2, the server's parting words.
 func redact(err error) error {
-	var u *url.Error
-	if errors.As(err, &u) {
-		return u.Err
+	var (
+		errno syscall.Errno
+		dns   *net.DNSError
+		op    *net.OpError
+		alert tls.AlertError
+		timed net.Error
+	)
+	switch cert := certificate(err); {
+	case cert != nil:
+		return cert
+	case errors.Is(err, context.Canceled):
+		return context.Canceled
+	case errors.Is(err, context.DeadlineExceeded):
+		return context.DeadlineExceeded
+	case errors.As(err, &dns):
+		return dns
+	case errors.As(err, &errno):
+		if errors.As(err, &op) {
+			return fmt.Errorf("%s %s: %w", op.Op, op.Net, errno)
+		}
+		return errno
+	case errors.As(err, &alert):
+		return alert
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return io.ErrUnexpectedEOF
+	case errors.Is(err, io.EOF):
+		return io.EOF
+	case errors.As(err, &timed) && timed.Timeout():
+		return errTimeout
 	}
-	return err
+	return errTransport
 }
+
+var (
+	errTimeout   = errors.New("timeout")
+	errTransport = errors.New("the connection broke, or what came back is not HTTP")
+)
 
 // Classify makes an error of a reply by its status alone. It is what [Client.Do] returns for statuses the adapter does
 // not judge itself.
@@ -411,14 +487,11 @@ const maxRetryAfter = time.Hour
 // RetryAfter reads the header of that name, in seconds or as a date; zero if there is none. It is at most an hour.
 func RetryAfter(h http.Header) time.Duration {
 	v := h.Get("Retry-After")
-	if v == "" {
-		return 0
+	if n, err := strconv.ParseUint(v, 10, 64); err == nil || errors.Is(err, strconv.ErrRange) {
+		return time.Duration(min(n, uint64(maxRetryAfter/time.Second))) * time.Second
 	}
-	var d time.Duration
-	if n, err := strconv.Atoi(v); err == nil && n >= 0 {
-		d = min(time.Duration(min(n, int(maxRetryAfter/time.Second)))*time.Second, maxRetryAfter)
-	} else if t, err := http.ParseTime(v); err == nil {
-		d = min(max(time.Until(t), 0), maxRetryAfter)
+	if t, err := http.ParseTime(v); err == nil {
+		return min(max(time.Until(t), 0), maxRetryAfter)
 	}
-	return d
+	return 0
 }
