@@ -402,7 +402,7 @@ func (a *Adapter) probeProviders(ctx context.Context) (adapters.Check, error) {
 	check.Status, check.Message = adapters.CheckOK, "providers: "+enumerate(names)
 	if len(missed) > 0 {
 		check.Status = adapters.CheckWarning
-		check.Message = "a user is not looked for at " + enumerate(missed)
+		check.Message += "; a user is not looked for at " + enumerate(missed)
 		check.Remedy = "add the type to provider_types, if it owns sessions"
 	}
 	return check, nil

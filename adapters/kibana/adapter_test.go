@@ -393,7 +393,7 @@ func TestSomebodyKeepsSigningIn(t *testing.T) {
 				t.Fatal(err)
 			}
 			o.Count += r.Count
-			if o.Result.Warnings, o.Verification = r.Warnings, r.Verification; r.Pending == nil {
+			if o.Warnings, o.Verification = r.Warnings, r.Verification; r.Pending == nil {
 				break
 			}
 			f.SignIn(adapters.Session{Username: "alice", Provider: of("kerberos")})

@@ -150,13 +150,13 @@ func wantSurvivors(t *testing.T, seeded []adapters.Session, f *fixture, sel adap
 	}
 }
 
-func wantKind(t *testing.T, err error, kind adapters.Kind) *adapters.Error {
+func wantKind(t *testing.T, err error, kind adapters.Kind) adapters.Error {
 	t.Helper()
 	var e *adapters.Error
 	if !errors.As(err, &e) || e.Kind != kind {
 		t.Fatalf("error %v (%v), want kind %v", err, adapters.KindOf(err), kind)
 	}
-	return e
+	return *e
 }
 
 func user(name string, at ...adapters.Provider) adapters.Selector {
