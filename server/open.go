@@ -1,0 +1,180 @@
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/endsession/endsession/adapters"
+	"github.com/endsession/endsession/server/config"
+	"github.com/endsession/endsession/server/identity"
+	"github.com/endsession/endsession/server/invalidation"
+	"github.com/endsession/endsession/server/store/sqlite"
+)
+
+// Options are what [Open] needs beside the configuration.
+type Options struct {
+	Config *config.Config
+	Logger *slog.Logger
+	// Transport returns what takes the place of the network to a target; nil, or a nil answer, means the network.
+	Transport func(target string) http.RoundTripper
+	// Listen opens a listener; nil means [net.ListenConfig]. With port 0 the system chooses one: see [Server.GRPCAddr].
+	Listen func(ctx context.Context, network, address string) (net.Listener, error)
+}
+
+// Open makes a server as it is configured. It listens, opens the journal and takes up the runs that are not finished,
+// but serves nothing before [Server.Run]. The ports come first: nothing is begun by a process that cannot serve.
+func Open(ctx context.Context, o Options) (_ *Server, err error) {
+	var opened []func() error
+	defer func() {
+		if err == nil {
+			return
+		}
+		for i := len(opened); i > 0; i-- {
+			err = errors.Join(err, opened[i-1]())
+		}
+	}()
+	for _, w := range o.Config.Warnings {
+		o.Logger.WarnContext(ctx, "configuration: "+w)
+	}
+	a, err := assemble(o)
+	if err != nil {
+		return nil, err
+	}
+	parts := Parts{Logger: o.Logger, TLS: a.tls}
+	listen := o.Listen
+	if listen == nil {
+		listen = new(net.ListenConfig).Listen
+	}
+	l := o.Config.Listen
+	for _, x := range []struct {
+		what, address string
+		to            *net.Listener
+	}{{"grpc", l.GRPC, &parts.GRPC}, {"http", l.HTTP, &parts.HTTP}, {"admin", l.Admin, &parts.Admin}} {
+		listener, err := listen(ctx, "tcp", x.address)
+		if err != nil {
+			return nil, fmt.Errorf("listen.%s: %w", x.what, err)
+		}
+		opened = append(opened, listener.Close)
+		*x.to = listener
+	}
+	o.Logger.WarnContext(ctx, "callers are not authenticated: everybody who reaches the ports may end sessions")
+
+	store, err := sqlite.Open(ctx, sqlite.Options{Path: o.Config.Store.SQLite.Path, Logger: o.Logger})
+	if err != nil {
+		return nil, err
+	}
+	opened = append(opened, store.Close)
+	parts.Store = store
+	engine, err := invalidation.New(ctx, invalidation.Options{
+		Store: store, Resolver: a.resolver, Targets: a.targets, Logger: o.Logger,
+		Retention: time.Duration(o.Config.Retention),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("take up the journal: %w", err)
+	}
+	opened = append(opened, func() error { return engine.Close(ctx) })
+	parts.Engine = engine
+	return New(parts)
+}
+
+// Check reports what would keep a configuration that is well-formed from being used: names that do not compile,
+// certificates and directories that cannot be read. It opens nothing and reaches nobody.
+func Check(c *config.Config) error {
+	_, err := assemble(Options{Config: c, Logger: slog.New(slog.DiscardHandler)})
+	return err
+}
+
+// assembly is what a configuration comes to, before anything is opened.
+type assembly struct {
+	tls      *tls.Config
+	resolver *identity.Resolver
+	targets  []invalidation.Target
+}
+
+// assemble reports all problems at once.
+func assemble(o Options) (a assembly, err error) {
+	var errs []error
+	note := func(err error) {
+		if err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if t := o.Config.Listen.TLS; t != nil {
+		cert, err := tls.LoadX509KeyPair(t.CertFile, t.KeyFile)
+		if err != nil {
+			note(fmt.Errorf("listen.tls: %w", err))
+		}
+		a.tls = &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
+	}
+	a.resolver, err = newResolver(o.Config)
+	note(err)
+	for _, t := range o.Config.Targets {
+		adapter, err := openTarget(o, t)
+		if err != nil {
+			note(fmt.Errorf("%s: %w", t.Where, err))
+			continue
+		}
+		target := invalidation.Target{
+			Name: t.Name, Kind: t.Kind, Adapter: adapter, Type: t.Type, Endpoint: t.Config.Endpoint(),
+			Concurrency: t.Concurrency, RetryFor: time.Duration(t.RetryFor),
+		}
+		if a.resolver != nil {
+			target.Supported = a.resolver.Supported(t.Name)
+		}
+		a.targets = append(a.targets, target)
+	}
+	return a, errors.Join(errs...)
+}
+
+func openTarget(o Options, t config.Target) (adapters.Adapter, error) {
+	deps := adapters.Deps{Target: t.Name, Logger: o.Logger.With("target", t.Name)}
+	if o.Transport != nil {
+		deps.Transport = o.Transport(t.Name)
+	}
+	if !t.Rate.IsZero() {
+		// No bursts: "20/s" is what the target is sent at most in any second.
+		deps.Limit = rate.NewLimiter(rate.Limit(t.Rate.PerSecond()), 1).Wait
+	}
+	return t.Config.Open(deps)
+}
+
+// newResolver compiles the names of people, providers and groups.
+func newResolver(c *config.Config) (*identity.Resolver, error) {
+	o := identity.Options{}
+	if d := c.Directory; d != nil {
+		o.FailMissing = d.OnMissing == config.Fail
+		file, err := identity.LoadFile(d.File.Path)
+		if err != nil {
+			return nil, err
+		}
+		o.Directory = file
+	}
+	for _, t := range c.Targets {
+		target := identity.Target{
+			Name: t.Name, Type: t.Type, Providers: map[string][]adapters.Provider{}, Groups: map[string]identity.Group{},
+		}
+		for _, u := range t.Usernames {
+			target.Usernames = append(target.Usernames, identity.Username{
+				Provider: u.Provider, Name: u.Name, Where: u.Where, Hidden: u.Hidden,
+			})
+		}
+		for name, p := range t.Providers {
+			target.Providers[name] = p.Providers
+		}
+		for name, g := range t.Groups {
+			target.Groups[name] = identity.Group{
+				Groups: g.Groups, Directory: g.Directory, MaxMembers: g.MaxMembers, Where: g.Where,
+			}
+		}
+		o.Targets = append(o.Targets, target)
+	}
+	return identity.New(o)
+}
