@@ -73,6 +73,6 @@ func certificate() (cert tls.Certificate, caPEM []byte, err error) {
 	if err != nil {
 		return cert, nil, err
 	}
-	return tls.Certificate{Certificate: [][]byte{leafDER}, PrivateKey: key},
+	return tls.Certificate{Certificate: [][]byte{leafDER, caDER}, PrivateKey: key},
 		pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: caDER}), nil
 }
