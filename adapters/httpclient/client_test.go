@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httptrace"
 	"os"
 	"path/filepath"
 	"strings"
@@ -187,14 +188,60 @@ type broken struct{}
 
 func (broken) Read([]byte) (int, error) { return 0, io.ErrUnexpectedEOF }
 
-func TestTransportWithoutHooksCountsAsSending(t *testing.T) {
-	rt := roundTripper(func(*http.Request) (*http.Response, error) { return nil, errors.New(emulator.Canary) })
-	_, err := client(t, "https://target.example", rt, nil).Do(t.Context(), kill)
-	if adapters.KindOf(err) != adapters.Uncertain {
-		t.Errorf("%v, want uncertain", err)
+func TestSentIsDecidedByTheHooks(t *testing.T) {
+	for name, test := range map[string]struct {
+		hooks func(*httptrace.ClientTrace)
+		want  adapters.Kind
+	}{
+		"NoHooksCountAsSending":       {func(*httptrace.ClientTrace) {}, adapters.Uncertain},
+		"LookingForAConnectionIsNone": {func(h *httptrace.ClientTrace) { h.GetConn("") }, adapters.Unreachable},
+		// HTTP/2 may be interrupted between sending the headers and saying so.
+		"TheFirstFieldIsSending": {func(h *httptrace.ClientTrace) { h.GetConn(""); h.WroteHeaderField("Host", nil) }, adapters.Uncertain},
+		"TheHeadersAreSending":   {func(h *httptrace.ClientTrace) { h.GetConn(""); h.WroteHeaders() }, adapters.Uncertain},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, cause := range []error{
+				errors.New(emulator.Canary), &net.OpError{Op: "proxyconnect", Net: "tcp", Err: errors.New(emulator.Canary)},
+			} {
+				rt := roundTripper(func(r *http.Request) (*http.Response, error) {
+					test.hooks(httptrace.ContextClientTrace(r.Context()))
+					return nil, cause
+				})
+				_, err := client(t, "https://target.example", rt, nil).Do(t.Context(), kill)
+				if adapters.KindOf(err) != test.want {
+					t.Errorf("%v of kind %s, want %s", err, adapters.KindOf(err), test.want)
+				}
+				silent(t, err)
+			}
+		})
 	}
-	silent(t, err)
 }
+
+func TestEndlessBodyIsNotReadToItsEnd(t *testing.T) {
+	const most = 1 << 10
+	read, body := 0, endless{}
+	rt := roundTripper(func(req *http.Request) (*http.Response, error) {
+		counted := readerFunc(func(p []byte) (int, error) {
+			if read += len(p); read > 1<<20 {
+				return 0, io.EOF
+			}
+			return body.Read(p)
+		})
+		return &http.Response{StatusCode: http.StatusOK, Header: http.Header{}, Request: req, Body: io.NopCloser(counted)}, nil
+	})
+	c := client(t, "https://target.example", rt, func(o *httpclient.Options) { o.MaxBody = most })
+	if _, err := c.Do(t.Context(), kill); adapters.KindOf(err) != adapters.BadReply || read > 2*most {
+		t.Errorf("%v after %d bytes, want a bad reply after about %d", err, read, most)
+	}
+}
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
+type endless struct{}
+
+func (endless) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
 func TestContext(t *testing.T) {
 	lost := errors.New("the lease is lost")
@@ -229,12 +276,17 @@ func TestContext(t *testing.T) {
 		})
 	}
 	t.Run("EndedBefore", func(t *testing.T) {
-		ctx, cancel := context.WithCancel(t.Context())
+		cancelled, cancel := context.WithCancel(t.Context())
 		cancel()
+		late, cancel := context.WithTimeout(t.Context(), -time.Second)
+		defer cancel()
 		o := &ok{}
-		for _, call := range []httpclient.Call{read, kill} {
-			if _, err := client(t, "https://target.example", emulator.Transport(o), nil).Do(ctx, call); err != context.Canceled || o.served.Load() > 0 {
-				t.Errorf("%v, served %d, want cancelled and nothing sent", err, o.served.Load())
+		for _, ctx := range []context.Context{cancelled, late} {
+			for _, call := range []httpclient.Call{read, kill} {
+				_, err := client(t, "https://target.example", emulator.Transport(o), nil).Do(ctx, call)
+				if err != ctx.Err() || o.served.Load() > 0 {
+					t.Errorf("%v, served %d, want %v and nothing sent", err, o.served.Load(), ctx.Err())
+				}
 			}
 		}
 	})
