@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -24,7 +25,7 @@ func bubble(t *testing.T, f func(t *testing.T)) {
 func TestInvalidateAnswersWithTheFinalState(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		f := newFixture(t, "apm", "kibana")
-		f.scripts["kibana"].invalidate = ended(2)
+		f.scripts["kibana"].answer(ended(2))
 		f.start(nil)
 		defer f.stop(time.Minute)
 		inv := f.invalidate(user("alice"), time.Minute)
@@ -59,7 +60,7 @@ func TestInvalidateWaitsNoLongerThanAsked(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				f := newFixture(t, "apm")
-				f.scripts["apm"].invalidate = hang
+				f.scripts["apm"].answer(hang)
 				f.start(nil)
 				defer f.stop(time.Second)
 				ctx, cancel := context.WithTimeout(t.Context(), tc.deadline)
@@ -81,10 +82,10 @@ func TestAcceptanceOutlivesTheCaller(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		f := newFixture(t, "apm")
 		release := make(chan struct{})
-		f.scripts["apm"].invalidate = func(ctx context.Context, req adapters.Request) (adapters.Result, error) {
+		f.scripts["apm"].answer(func(ctx context.Context, req adapters.Request) (adapters.Result, error) {
 			<-release
 			return ended(1)(ctx, req)
-		}
+		})
 		f.start(nil)
 		defer f.stop(time.Minute)
 		ctx, cancel := context.WithCancel(t.Context())
@@ -108,7 +109,7 @@ func TestAFailedAttemptIsRetriedUntilItSucceeds(t *testing.T) {
 		f := newFixture(t, "apm")
 		var at []time.Duration
 		begin := time.Now()
-		f.scripts["apm"].invalidate = func(ctx context.Context, req adapters.Request) (adapters.Result, error) {
+		f.scripts["apm"].answer(func(ctx context.Context, req adapters.Request) (adapters.Result, error) {
 			at = append(at, time.Since(begin).Round(time.Millisecond))
 			switch len(at) {
 			case 1:
@@ -117,7 +118,7 @@ func TestAFailedAttemptIsRetriedUntilItSucceeds(t *testing.T) {
 				return adapters.Result{}, &adapters.Error{Kind: adapters.Busy, Message: "no", RetryAfter: time.Minute}
 			}
 			return ended(1)(ctx, req)
-		}
+		})
 		f.start(nil)
 		defer f.stop(time.Minute)
 		inv := f.invalidate(user("alice"), 5*time.Minute)
@@ -136,10 +137,10 @@ func TestNothingIsSentAfterTheExpireTime(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		f := newFixture(t, "apm")
 		var last time.Time
-		f.scripts["apm"].invalidate = func(context.Context, adapters.Request) (adapters.Result, error) {
+		f.scripts["apm"].answer(func(context.Context, adapters.Request) (adapters.Result, error) {
 			last = time.Now()
 			return adapters.Result{}, adapters.Errorf(adapters.Unreachable, "no")
-		}
+		})
 		f.start(nil)
 		defer f.stop(time.Minute)
 		call := user("alice")
@@ -164,9 +165,9 @@ func TestNothingIsSentAfterTheExpireTime(t *testing.T) {
 func TestTheExpireTimeHoldsAcrossARestart(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		f := newFixture(t, "apm")
-		f.scripts["apm"].invalidate = func(context.Context, adapters.Request) (adapters.Result, error) {
+		f.scripts["apm"].answer(func(context.Context, adapters.Request) (adapters.Result, error) {
 			return adapters.Result{}, adapters.Errorf(adapters.Unreachable, "no")
-		}
+		})
 		f.start(nil)
 		call := user("alice")
 		call.RetryFor = time.Minute
@@ -191,11 +192,11 @@ func TestAnAttemptCannotOutliveTheExpireTime(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		f := newFixture(t, "apm")
 		var fenced error
-		f.scripts["apm"].invalidate = func(ctx context.Context, _ adapters.Request) (adapters.Result, error) {
+		f.scripts["apm"].answer(func(ctx context.Context, _ adapters.Request) (adapters.Result, error) {
 			time.Sleep(3 * time.Second)
 			fenced = adapters.Fence(ctx)
 			return adapters.Result{}, fenced
-		}
+		})
 		f.start(nil)
 		defer f.stop(time.Second)
 		call := user("alice")
@@ -214,28 +215,28 @@ func TestAnAttemptCannotOutliveTheExpireTime(t *testing.T) {
 func TestACrashInTheMiddleIsResumed(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		f := newFixture(t, "apm", "kibana", "storage")
-		f.scripts["kibana"].invalidate = hang
+		f.scripts["kibana"].answer(hang)
 		resume := json.RawMessage(`{"task":"t1"}`)
-		f.scripts["storage"].invalidate = func(ctx context.Context, req adapters.Request) (adapters.Result, error) {
+		f.scripts["storage"].answer(func(ctx context.Context, req adapters.Request) (adapters.Result, error) {
 			if err := adapters.Fence(ctx); err != nil {
 				return adapters.Result{}, err
 			}
 			return adapters.Result{Counted: true, Count: 5, Pending: &adapters.Pending{After: time.Minute, Resume: resume}}, nil
-		}
+		})
 		f.start(nil)
 		inv := f.invalidate(user("alice"), time.Second)
 		f.crash()
 
 		var asked adapters.Request
-		f.scripts["kibana"].invalidate = func(ctx context.Context, req adapters.Request) (adapters.Result, error) {
+		f.scripts["kibana"].answer(func(ctx context.Context, req adapters.Request) (adapters.Result, error) {
 			asked = req
 			return ended(0)(ctx, req)
-		}
+		})
 		var resumed adapters.Request
-		f.scripts["storage"].invalidate = func(ctx context.Context, req adapters.Request) (adapters.Result, error) {
+		f.scripts["storage"].answer(func(ctx context.Context, req adapters.Request) (adapters.Result, error) {
 			resumed = req
 			return ended(2)(ctx, req)
-		}
+		})
 		f.scripts["apm"].calls.Store(0)
 		f.start(nil)
 		defer f.stop(time.Minute)
@@ -262,12 +263,12 @@ func TestAWaitingRunHoldsNoSlot(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		f := newFixture(t, "apm")
 		f.options.Targets[0].Concurrency = 1
-		f.scripts["apm"].invalidate = func(ctx context.Context, req adapters.Request) (adapters.Result, error) {
+		f.scripts["apm"].answer(func(ctx context.Context, req adapters.Request) (adapters.Result, error) {
 			if req.Selector.Users[0].Name == "slow" && req.Resume == nil {
 				return adapters.Result{Pending: &adapters.Pending{After: time.Hour, Resume: json.RawMessage(`1`)}}, adapters.Fence(ctx)
 			}
 			return ended(1)(ctx, req)
-		}
+		})
 		f.start(nil)
 		defer f.stop(time.Minute)
 		slow := f.invalidate(user("slow"), time.Second)
@@ -285,10 +286,10 @@ func TestConcurrencyIsBounded(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		f := newFixture(t, "apm")
 		f.options.Targets[0].Concurrency = 3
-		f.scripts["apm"].invalidate = func(ctx context.Context, req adapters.Request) (adapters.Result, error) {
+		f.scripts["apm"].answer(func(ctx context.Context, req adapters.Request) (adapters.Result, error) {
 			time.Sleep(time.Second)
 			return ended(1)(ctx, req)
-		}
+		})
 		f.start(nil)
 		defer f.stop(time.Minute)
 		begin := time.Now()
@@ -316,13 +317,13 @@ func TestNormalOvertakesBulkWhichDoesNotStarve(t *testing.T) {
 		f.options.Targets[0].Concurrency = 1
 		var mu sync.Mutex
 		var order []string
-		f.scripts["apm"].invalidate = func(ctx context.Context, req adapters.Request) (adapters.Result, error) {
+		f.scripts["apm"].answer(func(ctx context.Context, req adapters.Request) (adapters.Result, error) {
 			time.Sleep(time.Second)
 			mu.Lock()
 			order = append(order, req.Selector.Users[0].Name)
 			mu.Unlock()
 			return ended(1)(ctx, req)
-		}
+		})
 		f.start(nil)
 		defer f.stop(time.Minute)
 		for i := range 40 {
@@ -397,7 +398,7 @@ func TestAPauseStopsAnAttemptBeforeItsNextRequest(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		f := newFixture(t, "apm")
 		passed := 0
-		f.scripts["apm"].invalidate = func(ctx context.Context, req adapters.Request) (adapters.Result, error) {
+		f.scripts["apm"].answer(func(ctx context.Context, req adapters.Request) (adapters.Result, error) {
 			for passed < 10 {
 				if err := adapters.Fence(ctx); err != nil {
 					return adapters.Result{Counted: true, Count: passed}, err
@@ -406,7 +407,7 @@ func TestAPauseStopsAnAttemptBeforeItsNextRequest(t *testing.T) {
 				time.Sleep(time.Second)
 			}
 			return adapters.Result{Counted: true, Verification: adapters.ConfirmedByList}, nil
-		}
+		})
 		f.start(nil)
 		defer f.stop(time.Second)
 		inv := f.invalidate(user("alice"), 2500*time.Millisecond)
@@ -426,16 +427,17 @@ func TestAPauseStopsAnAttemptBeforeItsNextRequest(t *testing.T) {
 func TestRefusedCredentialsParkTheTarget(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		f := newFixture(t, "apm")
-		bad := true
+		var bad atomic.Bool
+		bad.Store(true)
 		var at []time.Duration
 		begin := time.Now()
-		f.scripts["apm"].invalidate = func(ctx context.Context, req adapters.Request) (adapters.Result, error) {
+		f.scripts["apm"].answer(func(ctx context.Context, req adapters.Request) (adapters.Result, error) {
 			at = append(at, time.Since(begin).Round(time.Second))
-			if bad {
+			if bad.Load() {
 				return adapters.Result{}, adapters.Errorf(adapters.Credentials, "no")
 			}
 			return ended(1)(ctx, req)
-		}
+		})
 		f.start(nil)
 		defer f.stop(time.Second)
 		var invs []invalidation.Invalidation
@@ -449,7 +451,7 @@ func TestRefusedCredentialsParkTheTarget(t *testing.T) {
 		if len(at) != 3 {
 			t.Errorf("in 40 min the account was used at %v, want once and then one try in 15 min", at)
 		}
-		bad = false
+		bad.Store(false)
 		time.Sleep(15 * time.Minute)
 		for _, inv := range invs {
 			if inv = f.get(inv.ID, time.Minute); inv.State != invalidation.Succeeded {
@@ -462,13 +464,14 @@ func TestRefusedCredentialsParkTheTarget(t *testing.T) {
 func TestADeadTargetIsLeftAloneByItsBreaker(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		f := newFixture(t, "apm", "kibana")
-		dead := true
-		f.scripts["apm"].invalidate = func(ctx context.Context, req adapters.Request) (adapters.Result, error) {
-			if dead {
+		var dead atomic.Bool
+		dead.Store(true)
+		f.scripts["apm"].answer(func(ctx context.Context, req adapters.Request) (adapters.Result, error) {
+			if dead.Load() {
 				return adapters.Result{}, adapters.Errorf(adapters.Unreachable, "no")
 			}
 			return ended(1)(ctx, req)
-		}
+		})
 		f.start(nil)
 		defer f.stop(time.Second)
 		var invs []invalidation.Invalidation
@@ -483,7 +486,7 @@ func TestADeadTargetIsLeftAloneByItsBreaker(t *testing.T) {
 		if n := f.scripts["kibana"].calls.Load(); n != 50 {
 			t.Errorf("the other target was asked %d times, want 50: a dead one never slows the others", n)
 		}
-		dead = false
+		dead.Store(false)
 		time.Sleep(10 * time.Minute)
 		for _, inv := range invs {
 			if inv = f.get(inv.ID, 0); inv.State != invalidation.Succeeded {
@@ -497,10 +500,10 @@ func TestCancelBreaksOffWhatIsUnderWay(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		f := newFixture(t, "apm", "kibana")
 		broken := false
-		f.scripts["apm"].invalidate = func(ctx context.Context, req adapters.Request) (adapters.Result, error) {
+		f.scripts["apm"].answer(func(ctx context.Context, req adapters.Request) (adapters.Result, error) {
 			defer func() { broken = true }()
 			return hang(ctx, req)
-		}
+		})
 		f.start(nil)
 		defer f.stop(time.Second)
 		inv := f.invalidate(user("alice"), time.Second)
@@ -638,16 +641,16 @@ func TestARequestIDIsOneInvalidation(t *testing.T) {
 func TestRetryIsANewInvalidationForWhatFailed(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		f := newFixture(t, "apm", "kibana")
-		f.scripts["kibana"].invalidate = func(context.Context, adapters.Request) (adapters.Result, error) {
+		f.scripts["kibana"].answer(func(context.Context, adapters.Request) (adapters.Result, error) {
 			return adapters.Result{}, adapters.Errorf(adapters.Denied, "no")
-		}
+		})
 		f.start(nil)
 		defer f.stop(time.Second)
 		old := f.invalidate(user("alice"), time.Minute)
 		if old.State != invalidation.PartiallySucceeded {
 			t.Fatalf("state = %s, want PARTIALLY_SUCCEEDED", old.State)
 		}
-		f.scripts["kibana"].invalidate = ended(1)
+		f.scripts["kibana"].answer(ended(1))
 		inv, _, err := f.engine.Retry(t.Context(), invalidation.RetryRequest{Caller: caller, ID: old.ID, Wait: time.Minute})
 		if err != nil {
 			t.Fatal(err)
@@ -661,14 +664,14 @@ func TestRetryIsANewInvalidationForWhatFailed(t *testing.T) {
 		_, _, err = f.engine.Retry(t.Context(), invalidation.RetryRequest{Caller: caller, ID: inv.ID})
 		wantCallError(t, err, invalidation.FailedPrecondition, invalidation.ReasonNothingToRetry)
 
-		f.scripts["kibana"].invalidate = hang
+		f.scripts["kibana"].answer(hang)
 		running := f.invalidate(user("bob"), time.Second)
 		_, _, err = f.engine.Retry(t.Context(), invalidation.RetryRequest{Caller: caller, ID: running.ID})
 		wantCallError(t, err, invalidation.FailedPrecondition, invalidation.ReasonNotFinal)
 
-		f.scripts["kibana"].invalidate = func(context.Context, adapters.Request) (adapters.Result, error) {
+		f.scripts["kibana"].answer(func(context.Context, adapters.Request) (adapters.Result, error) {
 			return adapters.Result{}, adapters.Errorf(adapters.Denied, "no")
-		}
+		})
 		broad := f.invalidate(invalidation.Call{Selector: invalidation.Selector{All: true}, ConfirmBroad: true}, time.Minute)
 		_, _, err = f.engine.Retry(t.Context(), invalidation.RetryRequest{Caller: caller, ID: broad.ID})
 		wantCallError(t, err, invalidation.InvalidArgument, invalidation.ReasonConfirmBroad)
@@ -771,14 +774,14 @@ func TestAnAdaptersPanicIsAnUncertainOutcome(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		f := newFixture(t, "apm")
 		panicked := false
-		f.scripts["apm"].invalidate = func(ctx context.Context, req adapters.Request) (adapters.Result, error) {
+		f.scripts["apm"].answer(func(ctx context.Context, req adapters.Request) (adapters.Result, error) {
 			if !panicked {
 				panicked = true
 				_ = adapters.Fence(ctx)
 				panic("bug")
 			}
 			return ended(0)(ctx, req)
-		}
+		})
 		f.start(nil)
 		defer f.stop(time.Second)
 		inv := f.invalidate(user("alice"), time.Minute)
@@ -792,7 +795,7 @@ func TestTooManyCallsAtOnceAreRefused(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		f := newFixture(t, "apm")
 		f.options.MaxCalls = 2
-		f.scripts["apm"].invalidate = hang
+		f.scripts["apm"].answer(hang)
 		f.start(nil)
 		defer f.stop(time.Second)
 		var wg sync.WaitGroup
@@ -812,10 +815,10 @@ func TestTooManyCallsAtOnceAreRefused(t *testing.T) {
 func TestWatchSeesTheFinalState(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		f := newFixture(t, "apm", "kibana")
-		f.scripts["kibana"].invalidate = func(ctx context.Context, req adapters.Request) (adapters.Result, error) {
+		f.scripts["kibana"].answer(func(ctx context.Context, req adapters.Request) (adapters.Result, error) {
 			time.Sleep(50 * time.Second)
 			return ended(1)(ctx, req)
-		}
+		})
 		f.options.LeaseLength = 5 * time.Minute // the attempt takes longer than two thirds of the default, unrenewed
 		f.start(nil)
 		defer f.stop(time.Minute)
@@ -851,10 +854,10 @@ func TestWatchSeesTheFinalState(t *testing.T) {
 func TestLeasesAreRenewedWhileAnAttemptGoesOn(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		f := newFixture(t, "apm")
-		f.scripts["apm"].invalidate = func(ctx context.Context, req adapters.Request) (adapters.Result, error) {
+		f.scripts["apm"].answer(func(ctx context.Context, req adapters.Request) (adapters.Result, error) {
 			time.Sleep(4 * time.Minute)
 			return ended(1)(ctx, req)
-		}
+		})
 		f.start(nil)
 		defer f.stop(time.Minute)
 		inv := f.invalidate(user("alice"), 5*time.Minute)
@@ -868,15 +871,15 @@ func TestLeasesAreRenewedWhileAnAttemptGoesOn(t *testing.T) {
 func TestShutdown(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		f := newFixture(t, "quick", "unsent", "sent")
-		f.scripts["quick"].invalidate = func(ctx context.Context, req adapters.Request) (adapters.Result, error) {
+		f.scripts["quick"].answer(func(ctx context.Context, req adapters.Request) (adapters.Result, error) {
 			time.Sleep(3 * time.Second)
 			return ended(1)(ctx, req)
-		}
-		f.scripts["unsent"].invalidate = func(ctx context.Context, _ adapters.Request) (adapters.Result, error) {
+		})
+		f.scripts["unsent"].answer(func(ctx context.Context, _ adapters.Request) (adapters.Result, error) {
 			<-ctx.Done()
 			return adapters.Result{}, ctx.Err()
-		}
-		f.scripts["sent"].invalidate = hang
+		})
+		f.scripts["sent"].answer(hang)
 		f.start(nil)
 		inv := f.invalidate(user("alice"), time.Second)
 		begin := time.Now()
@@ -885,7 +888,7 @@ func TestShutdown(t *testing.T) {
 			t.Errorf("shutdown took %v, want the 5 s it was given", took)
 		}
 		for _, name := range []string{"quick", "unsent", "sent"} {
-			f.scripts[name].invalidate = ended(1)
+			f.scripts[name].answer(ended(1))
 		}
 		f.start(nil)
 		defer f.stop(time.Second)

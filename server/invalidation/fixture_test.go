@@ -19,15 +19,21 @@ import (
 
 // A script is an adapter whose answers a test writes. It counts the calls that are under way.
 type script struct {
-	invalidate func(ctx context.Context, req adapters.Request) (adapters.Result, error)
-
 	calls    atomic.Int64
 	mu       sync.Mutex
+	script   func(ctx context.Context, req adapters.Request) (adapters.Result, error)
 	underWay int
 	most     int
 }
 
 var _ adapters.Adapter = (*script)(nil)
+
+// answer sets what calls are answered with from now on.
+func (s *script) answer(f func(ctx context.Context, req adapters.Request) (adapters.Result, error)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.script = f
+}
 
 func (s *script) Supports(adapters.Selector) error { return nil }
 
@@ -40,13 +46,14 @@ func (s *script) Invalidate(ctx context.Context, req adapters.Request) (adapters
 	s.mu.Lock()
 	s.underWay++
 	s.most = max(s.most, s.underWay)
+	invalidate := s.script
 	s.mu.Unlock()
 	defer func() {
 		s.mu.Lock()
 		s.underWay--
 		s.mu.Unlock()
 	}()
-	return s.invalidate(ctx, req)
+	return invalidate(ctx, req)
 }
 
 func (s *script) Probe(context.Context) (adapters.Health, error) {
@@ -118,7 +125,7 @@ func newFixture(t testing.TB, targets ...string) *fixture {
 	f := &fixture{t: t, path: filepath.Join(t.TempDir(), "journal.db"), scripts: map[string]*script{}}
 	f.options = invalidation.Options{Resolver: &names{}, Logger: quiet(), Random: func() float64 { return 0.5 }}
 	for _, name := range targets {
-		f.scripts[name] = &script{invalidate: ended(1)}
+		f.scripts[name] = &script{script: ended(1)}
 		f.options.Targets = append(f.options.Targets, invalidation.Target{
 			Name: name, Kind: "script", Adapter: f.scripts[name], Type: scriptType, Endpoint: "https://" + name, Concurrency: 4,
 		})

@@ -26,6 +26,8 @@ const (
 	breakerDelay    = 15 * time.Second
 	// bulkShare: one claim in so many looks at the bulk runs first.
 	bulkShare = 8
+	// heldBack is how often a target to which nothing may be sent is looked at for runs that have expired.
+	heldBack = 10 * time.Second
 	// journalRetry is how long a worker waits before it asks an unavailable journal again.
 	journalRetry = time.Second
 )
@@ -236,13 +238,15 @@ func (w *worker) sleep(ctx context.Context) (time.Duration, error) {
 		return idle, nil
 	}
 	next := at.Sub(w.e.now())
-	// What is due but held back by a pause waits for its end, which signals, or to be looked at again for expiry.
+	// What is due but held back is looked at when that ends, and now and then meanwhile, for what has expired.
 	floor := time.Millisecond
 	if w.blocked() {
-		floor = time.Second
-	}
-	if d := w.breaker.RemainingDelay(); d > 0 {
-		floor = max(floor, min(d, time.Second))
+		floor = heldBack
+		if parked, until := w.parking(); parked {
+			floor = min(floor, max(until.Sub(w.e.now()), time.Millisecond))
+		}
+	} else if d := w.breaker.RemainingDelay(); d > 0 {
+		floor = d
 	}
 	return min(max(next, floor), idle), nil
 }
