@@ -218,6 +218,17 @@ func TestNoGroupsAtAll(t *testing.T) {
 	}
 }
 
+// TestDefaultsWithNames: a kind whose default is one provider has no other of that type to look for.
+func TestDefaultsWithNames(t *testing.T) {
+	r := newResolver(t, identity.Options{Targets: []identity.Target{{Name: "a", Type: adapters.Type{
+		ListsProviders:   true,
+		DefaultProviders: map[string][]adapters.Provider{"local": {{Type: "L", Name: "only"}}},
+	}}}})
+	if got, want := text(r.Resolve(t.Context(), "a", invalidation.Selector{Provider: via("local/other")})), "unsupported UNKNOWN_PROVIDER"; !strings.HasPrefix(got, want) {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}
+
 func TestFailMissing(t *testing.T) {
 	o := options(t)
 	o.FailMissing = true
@@ -268,7 +279,12 @@ func TestUsernames(t *testing.T) {
 		{`""`, alice, nil},
 		{`has(user.email) ? [user.email] : [user.id].filter(x, false)`, user("bob"), nil},
 		{`"abcdefgh".split("").map(x, "abcdefgh".split("").map(y, user.id.replace("A", "` + strings.Repeat("long", 500) + `")).join("")).join("")`, alice, nil},
-		{`"` + strings.Repeat("x ", 150) + `".split(" ")`, alice, nil},
+		{`"` + strings.Repeat("x,", 100) + `x".split(",")`, alice, nil},
+		{`"` + strings.Repeat("x,", 99) + `x".split(",")`, alice, []string{"x"}},
+		{`user.attributes.long`, &invalidation.User{ID: "a", Attributes: map[string]string{"long": strings.Repeat("x", 4097)}}, nil},
+		{`user.attributes.long`, &invalidation.User{ID: "a", Attributes: map[string]string{"long": "\xff"}}, nil},
+		// It costs too much.
+		{`"` + strings.Repeat("x", 1000) + `".split("").map(x, "` + strings.Repeat("x", 1000) + `".split("").map(y, y).size()).size() > 1 ? "a" : "b"`, alice, nil},
 	} {
 		t.Run(x.expression[:min(len(x.expression), 60)], func(t *testing.T) {
 			r := newResolver(t, identity.Options{Targets: []identity.Target{{Name: "a", Type: apm, Usernames: []identity.Username{{Name: x.expression}}}}})
