@@ -97,7 +97,7 @@ func TestARefusedSessionDoesNotKeepTheOthers(t *testing.T) {
 	c.Refuse(xs[1].ID, "xSessionIsSacred")
 	res, err := call(t, c.open(t), accessGroup("read"))
 	wantKind(t, err, adapters.Rejected)
-	if res.Count != 3 || len(c.Sessions()) != 1 || !c.alive(xs[1]) || !strings.Contains(err.Error(), "xSessionIsSacred") {
+	if res.Count != 3 || len(c.Sessions()) != 1 || !c.alive(xs[1]) || !strings.Contains(fmt.Sprint(err), "xSessionIsSacred") {
 		t.Errorf("result %+v, %v, left %v", res, err, c.Sessions())
 	}
 	t.Run("ButManyRefusalsEndTheCall", func(t *testing.T) {

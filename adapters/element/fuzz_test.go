@@ -36,6 +36,7 @@ func FuzzDecodeAnswer(f *testing.F) {
 		f.Add([]byte(`{"id":7,"result":` + s + `}`))
 		f.Add([]byte(s))
 	}
+	f.Add([]byte(`{"id":7,"sessions":[]}`))
 	f.Add([]byte(`null`))
 	f.Add([]byte(`{"id":"7","error":{"code":500,"name":"xUnknownAPIMethod","message":"..."}}`))
 	f.Add([]byte(`{"id":7,"result":{},"unusedParameters":{"userName":"x"}}`))
