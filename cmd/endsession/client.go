@@ -1,0 +1,109 @@
+package main
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"net"
+	"os"
+
+	endsessionv1 "github.com/endsession/endsession/gen/endsession/v1"
+	"github.com/spf13/cobra"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+)
+
+// defaultServer is where `endsession serve` listens by default.
+const defaultServer = "127.0.0.1:9090"
+
+// connection holds the settings of the client commands: flags, and the environment where a flag is not given.
+type connection struct {
+	lookup   func(string) (string, bool)
+	server   string
+	tls      bool
+	caFile   string
+	certFile string
+	keyFile  string
+}
+
+// flags adds the connection's flags to a command.
+func (c *connection) flags(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&c.server, "server", c.env("ENDSESSION_SERVER", defaultServer), "host:port of the gateway's gRPC listener [ENDSESSION_SERVER]")
+	f.BoolVar(&c.tls, "tls", c.env("ENDSESSION_TLS", "") == "true", "use TLS also for a loopback address [ENDSESSION_TLS=true]")
+	f.StringVar(&c.caFile, "tls-ca-file", c.env("ENDSESSION_TLS_CA_FILE", ""), "PEM file of the authorities to trust instead of the system's; implies --tls [ENDSESSION_TLS_CA_FILE]")
+	f.StringVar(&c.certFile, "tls-cert-file", c.env("ENDSESSION_TLS_CERT_FILE", ""), "PEM file of the client certificate; implies --tls [ENDSESSION_TLS_CERT_FILE]")
+	f.StringVar(&c.keyFile, "tls-key-file", c.env("ENDSESSION_TLS_KEY_FILE", ""), "PEM file of the client certificate's key [ENDSESSION_TLS_KEY_FILE]")
+}
+
+func (c *connection) env(name, otherwise string) string {
+	if v, ok := c.lookup(name); ok && v != "" {
+		return v
+	}
+	return otherwise
+}
+
+// dial returns a client of the gateway. Without TLS settings a loopback address is spoken to in plain text, any other
+// with TLS.
+func (c *connection) dial() (endsessionv1.SessionServiceClient, func(), error) {
+	host, _, err := net.SplitHostPort(c.server)
+	if err != nil {
+		return nil, nil, usageError("--server: want host:port, got %q", c.server)
+	}
+	creds := insecure.NewCredentials()
+	if c.tls || c.caFile != "" || c.certFile != "" || c.keyFile != "" || !loopback(host) {
+		conf, err := c.tlsConfig()
+		if err != nil {
+			return nil, nil, &exitError{exitUsage, err}
+		}
+		creds = credentials.NewTLS(conf)
+	}
+	cc, err := grpc.NewClient(c.server, grpc.WithTransportCredentials(creds))
+	if err != nil {
+		return nil, nil, usageError("--server: %w", err)
+	}
+	return endsessionv1.NewSessionServiceClient(cc), func() { _ = cc.Close() }, nil
+}
+
+func (c *connection) tlsConfig() (*tls.Config, error) {
+	conf := &tls.Config{MinVersion: tls.VersionTLS12}
+	if c.caFile != "" {
+		pem, err := os.ReadFile(c.caFile)
+		if err != nil {
+			return nil, fmt.Errorf("--tls-ca-file: %w", err)
+		}
+		conf.RootCAs = x509.NewCertPool()
+		if !conf.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("--tls-ca-file: no certificate in %s", c.caFile)
+		}
+	}
+	if (c.certFile == "") != (c.keyFile == "") {
+		return nil, fmt.Errorf("--tls-cert-file and --tls-key-file belong together")
+	}
+	if c.certFile != "" {
+		cert, err := tls.LoadX509KeyPair(c.certFile, c.keyFile)
+		if err != nil {
+			return nil, fmt.Errorf("--tls-cert-file: %w", err)
+		}
+		conf.Certificates = []tls.Certificate{cert}
+	}
+	return conf, nil
+}
+
+func loopback(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
+}
+
+// violations returns the fields that a call's error names.
+func violations(st *status.Status) []*errdetails.BadRequest_FieldViolation {
+	for _, d := range st.Details() {
+		if b, ok := d.(*errdetails.BadRequest); ok {
+			return b.GetFieldViolations()
+		}
+	}
+	return nil
+}

@@ -1,0 +1,41 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/endsession/endsession/server"
+	"github.com/endsession/endsession/server/config"
+	"github.com/spf13/cobra"
+)
+
+func newConfig() *cobra.Command {
+	cmd := &cobra.Command{Use: "config", Short: "Check a configuration", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_ = cmd.Help()
+			return &exitError{status: exitUsage}
+		}}
+	cmd.AddCommand(newConfigCheck())
+	return cmd
+}
+
+func newConfigCheck() *cobra.Command {
+	return &cobra.Command{
+		Use:     "check FILE",
+		Short:   "Report everything that is wrong with a configuration, or print it as it works, secrets masked",
+		Example: `  endsession config check endsession.yaml`,
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			conf, err := config.Load(args[0], registry())
+			if err == nil {
+				err = server.Check(conf)
+			}
+			if err != nil {
+				return &exitError{exitFailed, err}
+			}
+			for _, w := range conf.Warnings {
+				fmt.Fprintln(cmd.ErrOrStderr(), "warning: "+w)
+			}
+			return conf.Effective(cmd.OutOrStdout())
+		},
+	}
+}

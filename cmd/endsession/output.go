@@ -1,0 +1,134 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	endsessionv1 "github.com/endsession/endsession/gen/endsession/v1"
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+)
+
+// output is the form a command prints in.
+type output struct{ format string }
+
+func (o *output) flags(cmd *cobra.Command) {
+	cmd.Flags().StringVarP(&o.format, "output", "o", "table", "table or json")
+}
+
+// check refuses an unknown format before anything is done.
+func (o *output) check() error {
+	if o.format != "table" && o.format != "json" {
+		return usageError("--output: want table or json, got %q", o.format)
+	}
+	return nil
+}
+
+// print writes a message as JSON, in one line, or hands it to table.
+func (o *output) print(w io.Writer, m proto.Message, table func(io.Writer) error) error {
+	if o.format != "json" {
+		return table(w)
+	}
+	b, err := protojson.Marshal(m)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(w, "%s\n", b)
+	return err
+}
+
+// word takes the enum's prefix off: RUN_STATE_SUCCEEDED with prefix RUN_STATE_ is SUCCEEDED.
+func word(v fmt.Stringer, prefix string) string { return strings.TrimPrefix(v.String(), prefix) }
+
+func stateWord(s endsessionv1.InvalidationState) string { return word(s, "INVALIDATION_STATE_") }
+
+// count says how many sessions ended, and how sure that is.
+func count(n *int32, minimum bool) string {
+	switch {
+	case n == nil, minimum && *n == 0: // "at least 0" says nothing
+		return "unknown"
+	case minimum:
+		return fmt.Sprintf("at least %d", *n)
+	}
+	return fmt.Sprint(*n)
+}
+
+// runCount is the count of one run; a run that sent nothing and never will has none.
+func runCount(r *endsessionv1.Run) string {
+	if r.InvalidatedCount == nil && r.GetAttempts() == 0 {
+		return "-"
+	}
+	return count(r.InvalidatedCount, r.GetCountIsMinimum())
+}
+
+// printInvalidation writes one line for each target, and what people should know below.
+func printInvalidation(w io.Writer, inv *endsessionv1.Invalidation) error {
+	fmt.Fprintf(w, "%s  %s  sessions ended: %s\n", inv.GetName(), stateWord(inv.GetState()), count(inv.InvalidatedCount, inv.GetCountIsMinimum()))
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(tw, "TARGET\tSTATE\tSESSIONS\tVERIFICATION\tATTEMPTS\tNEXT TRY")
+	for _, r := range inv.GetRuns() {
+		next := "-"
+		if t := r.GetNextAttemptTime(); t != nil {
+			next = t.AsTime().Local().Format(time.TimeOnly)
+		}
+		verification := "-"
+		if v := r.GetVerification(); v != endsessionv1.Verification_VERIFICATION_UNSPECIFIED {
+			verification = word(v, "VERIFICATION_")
+		}
+		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%d\t%s\n", r.GetTarget(), word(r.GetState(), "RUN_STATE_"),
+			runCount(r), verification, r.GetAttempts(), next)
+	}
+	if err := tw.Flush(); err != nil {
+		return err
+	}
+	for _, r := range inv.GetRuns() {
+		if e := r.GetError(); e != nil {
+			fmt.Fprintf(w, "%s: %s: %s\n", r.GetTarget(), e.GetReason(), e.GetMessage())
+		}
+		for _, wa := range r.GetWarnings() {
+			fmt.Fprintf(w, "%s: warning: %s: %s\n", r.GetTarget(), wa.GetCode(), wa.GetMessage())
+		}
+	}
+	return nil
+}
+
+// printPreviews writes what a call would do.
+func printPreviews(w io.Writer, previews []*endsessionv1.Preview) error {
+	for _, p := range previews {
+		fmt.Fprintf(w, "%s (%s)\n", p.GetTarget(), p.GetKind())
+		if e := p.GetError(); e != nil {
+			what := "would fail"
+			if !p.GetSupported() {
+				what = "nothing would be sent"
+			}
+			fmt.Fprintf(w, "  %s: %s: %s\n", what, e.GetReason(), e.GetMessage())
+		}
+		for _, line := range p.GetSummary() {
+			fmt.Fprintf(w, "  %s\n", line)
+		}
+		switch {
+		case p.GetCanList():
+			more := ""
+			if p.GetSessionsTruncated() {
+				more = ", and more"
+			}
+			fmt.Fprintf(w, "  sessions that would end now: %d%s\n", len(p.GetSessions()), more)
+			for _, s := range p.GetSessions() {
+				fmt.Fprintf(w, "    %s  %s  %s\n", s.GetId(), s.GetUsername(), s.GetProvider())
+			}
+		case p.GetError() == nil && len(p.GetRequests()) > 0:
+			fmt.Fprintln(w, "  the target cannot list its sessions")
+		}
+		for _, r := range p.GetRequests() {
+			fmt.Fprintf(w, "  %s %s %s\n", r.GetMethod(), r.GetUrl(), r.GetBody())
+		}
+		for _, wa := range p.GetWarnings() {
+			fmt.Fprintf(w, "  warning: %s: %s\n", wa.GetCode(), wa.GetMessage())
+		}
+	}
+	return nil
+}

@@ -1,0 +1,123 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	endsessionv1 "github.com/endsession/endsession/gen/endsession/v1"
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// The exit statuses. They are part of the interface: scripts act on them.
+const (
+	exitSucceeded    = 0
+	exitFailed       = 1
+	exitUsage        = 2
+	exitPartial      = 3
+	exitStillRunning = 4
+	exitNotAccepted  = 5
+)
+
+// exitError is a command's end with a status other than 0; its message, if any, was not printed yet.
+type exitError struct {
+	status int
+	err    error
+}
+
+func (e *exitError) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit status %d", e.status)
+	}
+	return e.err.Error()
+}
+
+func (e *exitError) Unwrap() error { return e.err }
+
+// usageError is a mistake in the arguments.
+func usageError(format string, args ...any) error {
+	return &exitError{exitUsage, fmt.Errorf(format, args...)}
+}
+
+// run is main without the process around it; it returns the exit status.
+func run(ctx context.Context, args []string, io streams, lookup func(string) (string, bool)) int {
+	cmd := newRoot(io, lookup)
+	cmd.SetArgs(args)
+	cmd.SetIn(io.in)
+	cmd.SetOut(io.out)
+	cmd.SetErr(io.err)
+	err := cmd.ExecuteContext(ctx)
+	if err == nil {
+		return exitSucceeded
+	}
+	var e *exitError
+	if !errors.As(err, &e) {
+		e = &exitError{exitUsage, err} // what cobra itself complains about
+	}
+	if e.err != nil {
+		fmt.Fprintln(io.err, "endsession: "+describe(e.err))
+	}
+	return e.status
+}
+
+func newRoot(io streams, lookup func(string) (string, bool)) *cobra.Command {
+	conn := &connection{lookup: lookup}
+	root := &cobra.Command{
+		Use:   "endsession",
+		Short: "End a person's sessions everywhere, with proof",
+		Long: `endsession ends sessions in F5 BIG-IQ APM, Kibana and NetApp Element with one call, and says what each
+system confirmed.
+
+Exit status: 0 all succeeded, 1 failed, 2 usage, 3 partly succeeded, 4 still running, 5 not accepted.`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Args:          cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_ = cmd.Help()
+			return &exitError{status: exitUsage}
+		},
+	}
+	root.CompletionOptions.HiddenDefaultCmd = true
+	root.AddCommand(newServe(), newDemo(), newInvalidate(conn), newPreview(conn), newGet(conn), newList(conn), newWatch(conn),
+		newCancel(conn), newRetry(conn), newTargets(conn), newConfig(), newVersion())
+	return root
+}
+
+// describe makes one line, or a few, of an error: for a call's error the public message and the fields it names.
+func describe(err error) string {
+	st, ok := status.FromError(err)
+	if !ok || st.Code() == codes.OK {
+		return err.Error()
+	}
+	text := fmt.Sprintf("%s (%s)", st.Message(), st.Code())
+	for _, v := range violations(st) {
+		text += fmt.Sprintf("\n  %s: %s", v.GetField(), v.GetDescription())
+	}
+	return text
+}
+
+// callError gives a failed call its exit status: 5 when nothing was accepted, 2 when the request was wrong.
+func callError(err error) error {
+	switch status.Code(err) {
+	case codes.InvalidArgument:
+		return &exitError{exitUsage, err}
+	case codes.Unavailable, codes.ResourceExhausted, codes.PermissionDenied, codes.Unauthenticated, codes.AlreadyExists:
+		return &exitError{exitNotAccepted, err}
+	}
+	return &exitError{exitFailed, err}
+}
+
+// outcome is the exit status of an invalidation as it stands.
+func outcome(inv *endsessionv1.Invalidation) error {
+	switch inv.GetState() {
+	case endsessionv1.InvalidationState_INVALIDATION_STATE_SUCCEEDED:
+		return nil
+	case endsessionv1.InvalidationState_INVALIDATION_STATE_PARTIALLY_SUCCEEDED:
+		return &exitError{status: exitPartial}
+	case endsessionv1.InvalidationState_INVALIDATION_STATE_RUNNING:
+		return &exitError{status: exitStillRunning}
+	}
+	return &exitError{status: exitFailed}
+}

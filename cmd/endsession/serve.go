@@ -1,0 +1,79 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/endsession/endsession/server"
+	"github.com/endsession/endsession/server/config"
+	"github.com/spf13/cobra"
+)
+
+func newServe() *cobra.Command {
+	var path, format string
+	cmd := &cobra.Command{
+		Use:     "serve --config FILE",
+		Short:   "Run the gateway",
+		Example: `  endsession serve --config endsession.yaml`,
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			logger, err := newLogger(cmd, format)
+			if err != nil {
+				return err
+			}
+			conf, err := config.Load(path, registry())
+			if err != nil {
+				return &exitError{exitUsage, err}
+			}
+			srv, err := server.Open(cmd.Context(), server.Options{Config: conf, Logger: logger})
+			if err != nil {
+				return &exitError{exitFailed, err}
+			}
+			force, stop := forced(cmd.Context())
+			defer stop()
+			if err := srv.Run(cmd.Context(), force); err != nil {
+				return &exitError{exitFailed, err}
+			}
+			return nil
+		},
+	}
+	cmd.Flags().StringVarP(&path, "config", "c", "", "the configuration `file`")
+	cmd.Flags().StringVar(&format, "log-format", "text", "text or json")
+	_ = cmd.MarkFlagRequired("config")
+	return cmd
+}
+
+func newLogger(cmd *cobra.Command, format string) (*slog.Logger, error) {
+	switch format {
+	case "text":
+		return slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil)), nil
+	case "json":
+		return slog.New(slog.NewJSONHandler(cmd.ErrOrStderr(), nil)), nil
+	}
+	return nil, usageError("--log-format: want text or json, got %q", format)
+}
+
+// forced returns a context that a second signal ends: the first one asked for an orderly shutdown.
+func forced(first context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	signals := make(chan os.Signal, 1)
+	go func() {
+		select {
+		case <-first.Done():
+			signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+		case <-ctx.Done():
+			return
+		}
+		select {
+		case s := <-signals:
+			cancel(fmt.Errorf("second signal: %v", s))
+		case <-ctx.Done():
+		}
+		signal.Stop(signals)
+	}()
+	return ctx, func() { cancel(nil) }
+}
