@@ -19,7 +19,8 @@ type Type struct {
 	// types of DefaultProviders.
 	ListsProviders bool
 	// NewConfig returns a pointer to a zero configuration of the target, with yaml tags and doc comments; it is decoded
-	// strictly: an unknown key is an error with its line.
+	// strictly: an unknown key is an error with its line. What stands under a key that ends in _file is a path, and is
+	// handed over relative to the working directory, not to the configuration file's.
 	NewConfig func() Config
 	// NewProviders returns a pointer to a zero value of what a target writes under providers.<type>[/<name>]; nil if
 	// the kind has no providers.
