@@ -139,6 +139,9 @@ func (s Selector) Validate() error {
 	switch {
 	case s.By == 0:
 		return errors.New("selector: no criterion")
+	case s.By&^(ByUser|ByProvider|ByGroup|BySessions|All) != 0:
+		// Nobody would look at it, and a criterion that is not looked at matches everybody.
+		return errors.New("selector: unknown criterion")
 	case s.By&BySessions != 0 && s.By != BySessions:
 		return errors.New("selector: sessions stand alone")
 	case s.By&All != 0 && s.By != All:
@@ -156,16 +159,12 @@ func (s Selector) Validate() error {
 		if blank(u.Name) {
 			return errors.New("selector: empty user name")
 		}
-		for _, p := range u.At {
-			if blank(p.Type) {
-				return errors.New("selector: empty provider type")
-			}
+		if err := validProviders(u.At); err != nil {
+			return err
 		}
 	}
-	for _, p := range s.Providers {
-		if blank(p.Type) {
-			return errors.New("selector: empty provider type")
-		}
+	if err := validProviders(s.Providers); err != nil {
+		return err
 	}
 	for _, g := range s.Groups {
 		if blank(g.Kind) || blank(g.Name) {
@@ -175,6 +174,19 @@ func (s Selector) Validate() error {
 	for _, k := range s.Sessions {
 		if blank(k.ID) {
 			return errors.New("selector: empty session id")
+		}
+	}
+	return nil
+}
+
+func validProviders(ps []Provider) error {
+	for _, p := range ps {
+		switch {
+		case blank(p.Type):
+			return errors.New("selector: empty provider type")
+		case p.Name != "" && blank(p.Name), p.Name == "" && p.MustBeListed:
+			// A name that got lost must not turn into every provider of the type.
+			return errors.New("selector: empty provider name")
 		}
 	}
 	return nil
