@@ -62,15 +62,17 @@ type Store interface {
 	NextDue(ctx context.Context, target string) (at time.Time, ok bool, err error)
 
 	// Record writes what became of a leased run: r replaces the journalled run, except for what identifies it (target,
-	// kind, fingerprint, expire time). The lease ends with it. It returns the invalidation's new state and revision.
+	// kind, fingerprint, expire time). The lease ends with it, and the run is no longer open. It returns the invalidation's
+	// new state and revision.
 	// ErrLeaseLost if the lease is no longer valid, ErrIllegalTransition if the state table forbids the change.
 	Record(ctx context.Context, l Lease, r Run, events []Event) (Head, error)
 
 	// Renew prolongs leases by length; it returns those that are lost.
 	Renew(ctx context.Context, leases []Lease, length time.Duration) (lost []Lease, err error)
 
-	// Release gives a leased run back unworked: nothing was sent since it was claimed. The attempt that the claim counted
-	// is taken back, and the run is due at once.
+	// Release gives a leased run back unworked: nothing was sent since it was claimed, or accepted. The attempt that the
+	// claim counted is taken back: the run is again what it was before, PENDING or open included, but due at once.
+	// ErrLeaseLost if the lease is no longer valid.
 	Release(ctx context.Context, l Lease) error
 
 	// Cancel ends the runs of an invalidation that are not final as [CancelRun] says, whoever works on them: the owner's
