@@ -1,0 +1,349 @@
+package postgres
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/endsession/endsession/adapters"
+	"github.com/endsession/endsession/server/invalidation"
+	"github.com/jackc/pgx/v5"
+)
+
+// Columns that make an invalidation and a run, in the order of invalidationRow.dest and runRow.dest. The texts of an
+// invalidation are sent only with its first run.
+const (
+	invalidationColumns = `i.id, i.state, i.revision, i.create_time, i.complete_time, i.caller_kind, i.caller_name, i.retry_of,
+  CASE WHEN r.idx IS NULL OR r.idx = 0 THEN i.selector END, CASE WHEN r.idx IS NULL OR r.idx = 0 THEN i.call END`
+
+	runColumns = `r.idx, r.target, r.kind, r.fingerprint, r.state, r.open, r.attempts, r.next_attempt_time, r.expire_time, r.start_time,
+  r.complete_time, r.counted, r.count, r.count_is_minimum, r.verification, r.sessions_truncated, r.operation, r.error, r.retry,
+  r.resume, r.covered, r.warnings, r.sessions, r.selector`
+)
+
+type invalidationRow struct {
+	id, state            string
+	revision             int64
+	create               time.Time
+	complete             *time.Time
+	callerKind, callerID string
+	retryOf              *string
+	selector, call       []byte
+}
+
+func (r *invalidationRow) dest() []any {
+	return []any{&r.id, &r.state, &r.revision, &r.create, &r.complete, &r.callerKind, &r.callerID, &r.retryOf, &r.selector, &r.call}
+}
+
+func (r *invalidationRow) invalidation() (invalidation.Invalidation, error) {
+	inv := invalidation.Invalidation{
+		ID: r.id, State: invalidation.State(r.state), Revision: r.revision, CreateTime: r.create.UTC(), CompleteTime: utc(r.complete),
+		Caller: invalidation.Caller{Kind: r.callerKind, Name: r.callerID}, RetryOf: orZero(r.retryOf),
+	}
+	d := decoder{}
+	var sel invalidation.Selector
+	d.json(r.selector, &sel)
+	d.json(r.call, &inv.Call)
+	inv.Call.Selector = sel
+	return inv, d.err
+}
+
+// runRow is a run, or nothing at all: an invalidation without runs.
+type runRow struct {
+	idx                               *int32
+	target, kind, fingerprint, state  *string
+	open                              *bool
+	attempts                          *int32
+	next, expire, start, complete     *time.Time
+	counted                           *bool
+	count                             *int64
+	minimum                           *bool
+	verification                      *string
+	truncated                         *bool
+	operation, err, retry, resume     []byte
+	covered, warnings, sessions, sele []byte
+}
+
+func (r *runRow) dest() []any {
+	return []any{&r.idx, &r.target, &r.kind, &r.fingerprint, &r.state, &r.open, &r.attempts, &r.next, &r.expire, &r.start,
+		&r.complete, &r.counted, &r.count, &r.minimum, &r.verification, &r.truncated, &r.operation, &r.err, &r.retry,
+		&r.resume, &r.covered, &r.warnings, &r.sessions, &r.sele}
+}
+
+func (r *runRow) run() (invalidation.Run, error) {
+	run := invalidation.Run{
+		Target: *r.target, Kind: *r.kind, Fingerprint: *r.fingerprint, State: invalidation.RunState(*r.state), Open: *r.open,
+		Attempts: int(*r.attempts), NextAttemptTime: utc(r.next), ExpireTime: utc(r.expire), StartTime: utc(r.start),
+		CompleteTime: utc(r.complete), Counted: *r.counted, Count: int(*r.count), CountIsMinimum: *r.minimum,
+		Verification: verifications[orZero(r.verification)], SessionsTruncated: *r.truncated,
+	}
+	if len(r.resume) > 0 {
+		run.Resume = bytes.Clone(r.resume)
+	}
+	d := decoder{}
+	d.json(r.operation, &run.Operation)
+	d.json(r.err, &run.Error)
+	d.json(r.retry, &run.Retry)
+	d.json(r.covered, &run.Covered)
+	d.json(r.warnings, &run.Warnings)
+	d.json(r.sessions, &run.Sessions)
+	d.json(r.sele, &run.Selector)
+	if run.Selector != nil && d.err == nil {
+		// What is read here is what will be sent.
+		if err := run.Selector.Validate(); err != nil {
+			d.err = fmt.Errorf("the journal's resolved selector: %w", err)
+		}
+	}
+	return run, d.err
+}
+
+// scanInvalidations reads rows of invalidationColumns, runColumns: each invalidation once for each of its runs.
+func scanInvalidations(rows pgx.Rows) (invs []invalidation.Invalidation, err error) {
+	defer rows.Close()
+	for rows.Next() {
+		var i invalidationRow
+		var r runRow
+		if err := rows.Scan(append(i.dest(), r.dest()...)...); err != nil {
+			return nil, err
+		}
+		if r.idx == nil || *r.idx == 0 {
+			inv, err := i.invalidation()
+			if err != nil {
+				return nil, err
+			}
+			invs = append(invs, inv)
+		}
+		if r.idx != nil {
+			run, err := r.run()
+			if err != nil {
+				return nil, err
+			}
+			last := &invs[len(invs)-1]
+			last.Runs = append(last.Runs, run)
+		}
+	}
+	return invs, rows.Err()
+}
+
+var verifications = map[string]adapters.Verification{
+	adapters.ConfirmedByList.String():   adapters.ConfirmedByList,
+	adapters.ConfirmedByRepeat.String(): adapters.ConfirmedByRepeat,
+	adapters.Unverifiable.String():      adapters.Unverifiable,
+}
+
+type decoder struct{ err error }
+
+func (d *decoder) json(data []byte, v any) {
+	if len(data) > 0 && d.err == nil {
+		d.err = json.Unmarshal(data, v)
+	}
+}
+
+// keep is what the journal makes of a run: times in microseconds, nothing that contradicts the state.
+func keep(run invalidation.Run, now time.Time) invalidation.Run {
+	run.NextAttemptTime = moment(run.NextAttemptTime)
+	run.ExpireTime = moment(run.ExpireTime)
+	run.StartTime = moment(run.StartTime)
+	run.CompleteTime = moment(run.CompleteTime)
+	run.Retry.StillAliveSince = moment(run.Retry.StillAliveSince)
+	if !run.State.Final() {
+		run.CompleteTime = time.Time{}
+	} else {
+		run.NextAttemptTime = time.Time{}
+		if run.CompleteTime.IsZero() {
+			run.CompleteTime = moment(now)
+		}
+	}
+	if !run.Counted {
+		run.Count = 0
+	}
+	if len(run.Sessions) == 0 {
+		run.Sessions = nil
+	} else {
+		sessions := make([]adapters.Session, len(run.Sessions))
+		for i, s := range run.Sessions {
+			s.CreateTime, s.LastAccessTime, s.ExpireTime = moment(s.CreateTime), moment(s.LastAccessTime), moment(s.ExpireTime)
+			sessions[i] = s
+		}
+		run.Sessions = sessions
+	}
+	if len(run.Covered) == 0 {
+		run.Covered = nil
+	}
+	if len(run.Warnings) == 0 {
+		run.Warnings = nil
+	}
+	if len(run.Resume) == 0 {
+		run.Resume = nil
+	}
+	return run
+}
+
+// moment is t as the journal returns it.
+func moment(t time.Time) time.Time {
+	if t.IsZero() {
+		return time.Time{}
+	}
+	return time.UnixMicro(t.UnixMicro()).UTC()
+}
+
+func utc(t *time.Time) time.Time {
+	if t == nil {
+		return time.Time{}
+	}
+	return t.UTC()
+}
+
+func orZero(s *string) string {
+	if s == nil {
+		return ""
+	}
+	return *s
+}
+
+// encoder makes arguments and remembers the first that cannot be one.
+type encoder struct{ err error }
+
+// text is a string as it is, byte by byte, or an error.
+func (e *encoder) text(s string) string {
+	if e.err == nil && !storable(s) {
+		e.err = errText
+	}
+	return s
+}
+
+func (e *encoder) orNull(s string) *string {
+	if s == "" {
+		return nil
+	}
+	s = e.text(s)
+	return &s
+}
+
+func (e *encoder) time(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	t = moment(t)
+	return &t
+}
+
+func (e *encoder) json(v any, present bool) *string {
+	if !present || e.err != nil {
+		return nil
+	}
+	data, err := json.Marshal(v)
+	if err == nil && mangled(data) {
+		err = errText
+	}
+	if err != nil {
+		e.err = err
+		return nil
+	}
+	s := string(data)
+	return &s
+}
+
+// storable reports whether a text column can hold s.
+func storable(s string) bool { return strings.IndexByte(s, 0) < 0 && utf8.ValidString(s) }
+
+// mangled reports whether json.Marshal has replaced an invalid byte: it writes the escape \ufffd for that, but the
+// character itself when a string really has it. The journal keeps a string as it is, or refuses it.
+func mangled(data []byte) bool {
+	for {
+		i := bytes.Index(data, []byte(`\ufffd`))
+		if i < 0 {
+			return false
+		}
+		escapes := 0
+		for i-escapes > 0 && data[i-escapes-1] == '\\' {
+			escapes++
+		}
+		if escapes%2 == 0 {
+			return true
+		}
+		data = data[i+len(`\ufffd`):]
+	}
+}
+
+// outcome is the part of a run that changes.
+type outcome struct {
+	state                                                                   string
+	open                                                                    bool
+	attempts                                                                int32
+	next, start, complete                                                   *time.Time
+	counted                                                                 bool
+	count                                                                   int64
+	minimum                                                                 bool
+	verification                                                            *string
+	truncated                                                               bool
+	operation, err, retry, resume, covered, warnings, sessions, runSelector *string
+}
+
+func (e *encoder) outcome(run invalidation.Run) outcome {
+	o := outcome{
+		state: string(run.State), open: run.Open, attempts: int32(run.Attempts),
+		next: e.time(run.NextAttemptTime), start: e.time(run.StartTime), complete: e.time(run.CompleteTime),
+		counted: run.Counted, count: int64(run.Count), minimum: run.CountIsMinimum, truncated: run.SessionsTruncated,
+		operation:   e.json(run.Operation, run.Operation != ""),
+		err:         e.json(run.Error, run.Error != nil),
+		retry:       e.json(run.Retry, run.Retry != invalidation.RetryState{}),
+		covered:     e.json(run.Covered, len(run.Covered) > 0),
+		warnings:    e.json(run.Warnings, len(run.Warnings) > 0),
+		sessions:    e.json(run.Sessions, len(run.Sessions) > 0),
+		runSelector: e.json(run.Selector, run.Selector != nil),
+		resume:      e.orNull(string(run.Resume)),
+	}
+	if run.Verification != adapters.VerificationUnspecified {
+		o.verification = e.orNull(run.Verification.String())
+	}
+	return o
+}
+
+// setOutcome is the SET list for args, whose parameters begin at $1.
+const setOutcome = `state = $1, open = $2, attempts = $3, next_attempt_time = $4, start_time = $5, complete_time = $6, counted = $7, count = $8,
+  count_is_minimum = $9, verification = $10, sessions_truncated = $11, operation = $12::text::json, error = $13::text::json,
+  retry = $14::text::json, resume = $15::text::json, covered = $16::text::json, warnings = $17::text::json,
+  sessions = $18::text::json, selector = $19::text::json`
+
+func (o outcome) args() []any {
+	return []any{o.state, o.open, o.attempts, o.next, o.start, o.complete, o.counted, o.count, o.minimum, o.verification, o.truncated,
+		o.operation, o.err, o.retry, o.resume, o.covered, o.warnings, o.sessions, o.runSelector}
+}
+
+// events are audit events as arrays.
+type events struct {
+	times                 []time.Time
+	types, kinds, names   []string
+	ids, targets, details []*string
+}
+
+func (e *encoder) events(list []invalidation.Event) events {
+	var v events
+	for _, x := range list {
+		v.times = append(v.times, moment(x.Time))
+		v.types = append(v.types, e.text(x.Type))
+		v.kinds = append(v.kinds, e.text(x.Caller.Kind))
+		v.names = append(v.names, e.text(x.Caller.Name))
+		v.ids = append(v.ids, e.orNull(x.InvalidationID))
+		v.targets = append(v.targets, e.orNull(x.Target))
+		v.details = append(v.details, e.orNull(string(x.Data)))
+	}
+	return v
+}
+
+func (v events) args() []any {
+	return []any{v.times, v.types, v.kinds, v.names, v.ids, v.targets, v.details}
+}
+
+// insertEvents appends events.args, whose parameters begin at $n+2, to the chain $n after sequence number $n+1, once for
+// the row that from yields.
+func insertEvents(n int, from string) string {
+	return fmt.Sprintf(`INSERT INTO audit (chain, seq, time, type, caller_kind, caller_name, invalidation_id, target, data)
+  SELECT $%d::text, $%d::bigint + e.n, e.time, e.type, e.kind, e.name, e.id, e.target, e.data::json
+  FROM %s unnest($%d::timestamptz[], $%d::text[], $%d::text[], $%d::text[], $%d::text[], $%d::text[], $%d::text[])
+    WITH ORDINALITY AS e (time, type, kind, name, id, target, data, n)`, n, n+1, from, n+2, n+3, n+4, n+5, n+6, n+7, n+8)
+}

@@ -1,0 +1,170 @@
+package sqlite
+
+import (
+	"bytes"
+	"context"
+	"database/sql/driver"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/endsession/endsession/server/invalidation"
+)
+
+const (
+	selectRequest = `SELECT id, request_digest FROM invalidations WHERE caller_kind = ?1 AND caller_name = ?2 AND request_id = ?3`
+
+	insertInvalidation = `INSERT INTO invalidations (id, state, revision, unfinished, allow_unsupported, priority, create_time, complete_time,
+  caller_kind, caller_name, request_id, request_digest, user_id, retry_of, selector, call)
+VALUES (?, ?, 1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`
+
+	insertLabel = `INSERT INTO labels (key, value, invalidation_id) VALUES (?, ?, ?)`
+
+	insertRun = `INSERT INTO runs (invalidation_id, idx, target, kind, fingerprint, priority, expire_time,
+  lease_owner, lease_token, lease_until, lease_from,
+  state, open, attempts, next_attempt_time, start_time, complete_time, counted, count, count_is_minimum, verification,
+  sessions_truncated, operation, error, retry, resume, covered, warnings, sessions, selector)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`
+)
+
+// acceptance is an [invalidation.Acceptance] as far as it can be prepared outside the transaction.
+type acceptance struct {
+	invalidation.Acceptance
+	inv      invalidation.Invalidation
+	start    []bool // by run
+	selector driver.Value
+	call     driver.Value
+}
+
+// Accept journals a new invalidation.
+func (s *Store) Accept(ctx context.Context, a invalidation.Acceptance) (invalidation.Invalidation, bool, []invalidation.Lease, error) {
+	p, err := prepareAcceptance(a)
+	if err != nil {
+		return invalidation.Invalidation{}, false, nil, fmt.Errorf("accept: %w", err)
+	}
+	var (
+		inv      invalidation.Invalidation
+		leases   []invalidation.Lease
+		replayed bool
+	)
+	err = s.change(ctx, func(t *tx) (err error) {
+		if a.RequestID != "" {
+			if inv, replayed, err = replay(t, a); replayed || err != nil {
+				return err
+			}
+		}
+		inv, leases, err = p.insert(t)
+		return err
+	})
+	if err != nil {
+		return invalidation.Invalidation{}, false, nil, fmt.Errorf("accept: %w", err)
+	}
+	return inv, replayed, leases, nil
+}
+
+func prepareAcceptance(a invalidation.Acceptance) (*acceptance, error) {
+	p := &acceptance{Acceptance: a, inv: a.Invalidation, start: make([]bool, len(a.Invalidation.Runs))}
+	for _, i := range a.Start {
+		p.start[i] = true
+	}
+	p.inv.Revision = 1
+	p.inv.CreateTime = moment(p.inv.CreateTime)
+	p.inv.Runs = slices.Clone(a.Invalidation.Runs)
+	for i, r := range p.inv.Runs {
+		if r.State != invalidation.RunPending && (p.start[i] || !r.State.Final()) {
+			return nil, fmt.Errorf("%w: a run is accepted as %s", invalidation.ErrIllegalTransition, r.State)
+		}
+		r.Open = false
+		p.inv.Runs[i] = keep(r, p.inv.CreateTime)
+	}
+	call := a.Invalidation.Call
+	call.Selector = invalidation.Selector{}
+	e := encoder{}
+	p.selector = e.json(a.Invalidation.Call.Selector, true)
+	p.call = e.json(call, true)
+	return p, e.err
+}
+
+// replay returns the invalidation that the caller's request id stands for already.
+func replay(t *tx, a invalidation.Acceptance) (inv invalidation.Invalidation, found bool, err error) {
+	var id string
+	var digest []byte
+	found, err = t.one(func(r *row) error { id, digest = r.text(), r.blob(); return nil },
+		selectRequest, a.Invalidation.Caller.Kind, a.Invalidation.Caller.Name, a.RequestID)
+	if err != nil || !found {
+		return inv, false, err
+	}
+	if !bytes.Equal(digest, a.Digest) {
+		return inv, false, invalidation.ErrRequestReused
+	}
+	inv, err = load(context.Background(), t.conn, id)
+	return inv, true, err
+}
+
+func (p *acceptance) insert(t *tx) (inv invalidation.Invalidation, leases []invalidation.Lease, err error) {
+	inv = p.inv
+	inv.Runs = slices.Clone(p.inv.Runs)
+	states := make([]invalidation.RunState, len(inv.Runs))
+	unfinished := 0
+	inv.CompleteTime = time.Time{}
+	for i := range inv.Runs {
+		r := &inv.Runs[i]
+		if p.start[i] {
+			r.State = invalidation.RunRunning
+			r.Open = true
+			r.Attempts = 1
+			r.StartTime = t.now
+			r.NextAttemptTime = time.Time{}
+		}
+		states[i] = r.State
+		if !r.State.Final() {
+			unfinished++
+		}
+		if r.CompleteTime.After(inv.CompleteTime) {
+			inv.CompleteTime = r.CompleteTime
+		}
+	}
+	inv.State = invalidation.StateOf(states, inv.Call.AllowUnsupported)
+	switch {
+	case !inv.State.Final():
+		inv.CompleteTime = time.Time{}
+	case inv.CompleteTime.IsZero():
+		inv.CompleteTime = inv.CreateTime
+	}
+	var user, digest driver.Value
+	if u := inv.Call.Selector.User; u != nil {
+		user = u.ID
+	}
+	if p.RequestID != "" {
+		digest = slices.Concat([]byte{}, p.Digest)
+	}
+	priority := int64(inv.Call.Priority)
+	if _, err := t.exec(insertInvalidation, inv.ID, string(inv.State), int64(unfinished), inv.Call.AllowUnsupported, priority,
+		inv.CreateTime.UnixMicro(), micros(inv.CompleteTime), inv.Caller.Kind, inv.Caller.Name,
+		orNull(p.RequestID), digest, user, orNull(inv.RetryOf), p.selector, p.call); err != nil {
+		return inv, nil, err
+	}
+	for k, v := range inv.Call.Labels {
+		if _, err := t.exec(insertLabel, k, v, inv.ID); err != nil {
+			return inv, nil, err
+		}
+	}
+	for i, r := range inv.Runs {
+		values, err := outcome(r)
+		if err != nil {
+			return inv, nil, err
+		}
+		identity := []driver.Value{inv.ID, int64(i), r.Target, r.Kind, r.Fingerprint, priority, r.ExpireTime.UnixMicro(),
+			nil, int64(0), nil, nil}
+		if p.start[i] {
+			l := invalidation.Lease{InvalidationID: inv.ID, Run: i, Owner: p.Owner, Token: 1, Until: moment(t.now.Add(p.LeaseLength))}
+			leases = append(leases, l)
+			identity = append(identity[:7], l.Owner, l.Token, l.Until.UnixMicro(), string(invalidation.RunPending))
+		}
+		if _, err := t.exec(insertRun, append(identity, values...)...); err != nil {
+			return inv, nil, err
+		}
+	}
+	t.touch(inv.ID)
+	return inv, leases, t.audit(p.Events)
+}

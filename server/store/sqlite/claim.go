@@ -1,0 +1,234 @@
+package sqlite
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/endsession/endsession/server/invalidation"
+)
+
+const (
+	selectDue = `SELECT r.invalidation_id, r.idx, r.lease_token, r.priority, i.caller_kind, i.caller_name, i.selector, ` + runColumns + `
+FROM runs AS r INDEXED BY runs_due CROSS JOIN invalidations AS i ON i.id = r.invalidation_id
+WHERE r.target = ?1 AND r.priority = ?2 AND r.due_time <= ?3
+ORDER BY r.due_time, r.invalidation_id, r.idx LIMIT ?4`
+
+	selectDueExpired = `SELECT r.invalidation_id, r.idx, r.lease_token, r.priority, i.caller_kind, i.caller_name, i.selector, ` + runColumns + `
+FROM runs AS r INDEXED BY runs_due CROSS JOIN invalidations AS i ON i.id = r.invalidation_id
+WHERE r.target = ?1 AND r.priority = ?2 AND r.due_time <= ?3 AND r.expire_time <= ?3
+ORDER BY r.due_time, r.invalidation_id, r.idx LIMIT ?4`
+
+	leaseRun = `UPDATE runs SET state = ?3, open = ?4, attempts = ?5, next_attempt_time = ?6, start_time = ?7,
+  lease_owner = ?8, lease_token = ?9, lease_until = ?10, lease_from = ?11
+WHERE invalidation_id = ?1 AND idx = ?2`
+
+	keptLease = `UPDATE runs SET lease_owner = ?3, lease_token = ?4, lease_until = ?5, lease_from = 'KEPT'
+WHERE invalidation_id = ?1 AND idx = ?2`
+
+	raiseRevision = `UPDATE invalidations SET revision = revision + 1 WHERE id = ?1`
+
+	renewLease = `UPDATE runs SET lease_until = ?5
+WHERE invalidation_id = ?1 AND idx = ?2 AND lease_owner = ?3 AND lease_token = ?4 AND lease_until > ?6`
+
+	selectLease = `SELECT r.state, r.attempts, r.lease_from FROM runs AS r
+WHERE r.invalidation_id = ?1 AND r.idx = ?2 AND r.lease_owner = ?3 AND r.lease_token = ?4 AND r.lease_until > ?5`
+
+	releaseRun = `UPDATE runs SET state = ?3, open = ?4, attempts = ?5, start_time = CASE WHEN ?5 > 0 THEN start_time END,
+  next_attempt_time = ?6, lease_owner = NULL, lease_until = NULL, lease_from = NULL
+WHERE invalidation_id = ?1 AND idx = ?2`
+
+	releaseKept = `UPDATE runs SET next_attempt_time = ?3, lease_owner = NULL, lease_until = NULL, lease_from = NULL
+WHERE invalidation_id = ?1 AND idx = ?2`
+
+	selectNextDue = `SELECT r.due_time FROM runs AS r INDEXED BY runs_due
+WHERE r.target = ?1 AND r.priority = ?2 AND r.due_time IS NOT NULL AND (r.lease_until IS NULL OR r.lease_until <= ?3)
+ORDER BY r.due_time LIMIT 1`
+)
+
+// What a claim makes of a run; the words of the column lease_from.
+const (
+	fromLost = "LOST"
+	fromKept = "KEPT"
+)
+
+var priorities = []invalidation.Priority{invalidation.PriorityNormal, invalidation.PriorityBulk}
+
+// Claim leases runs that are due.
+func (s *Store) Claim(ctx context.Context, c invalidation.Claim) ([]invalidation.ClaimedRun, error) {
+	var claimed []invalidation.ClaimedRun
+	order := priorities
+	if c.BulkFirst {
+		order = []invalidation.Priority{invalidation.PriorityBulk, invalidation.PriorityNormal}
+	}
+	query := selectDue
+	if c.ExpiredOnly {
+		query = selectDueExpired
+	}
+	err := s.change(ctx, func(t *tx) error {
+		claimed = nil
+		for _, p := range order {
+			if left := c.Limit - len(claimed); left > 0 {
+				if err := t.each(context.Background(), func(r *row) error {
+					claimed = append(claimed, scanClaimed(r))
+					return nil
+				}, query, c.Target, int64(p), t.now.UnixMicro(), int64(left)); err != nil {
+					return err
+				}
+			}
+		}
+		for i := range claimed {
+			if err := lease(t, &claimed[i], c); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("claim runs: %w", err)
+	}
+	return claimed, nil
+}
+
+func scanClaimed(r *row) invalidation.ClaimedRun {
+	c := invalidation.ClaimedRun{
+		Lease:    invalidation.Lease{InvalidationID: r.text(), Run: int(r.num()), Token: r.num()},
+		Priority: invalidation.Priority(r.num()),
+		Caller:   invalidation.Caller{Kind: r.text(), Name: r.text()},
+	}
+	r.json(&c.Selector)
+	c.Run = scanRun(r)
+	c.Lost = c.Run.Open
+	return c
+}
+
+// lease hands a due run to the claimant.
+func lease(t *tx, c *invalidation.ClaimedRun, by invalidation.Claim) error {
+	l, r := &c.Lease, &c.Run
+	l.Owner = by.Owner
+	l.Token++
+	l.Until = moment(t.now.Add(by.LeaseLength))
+	if r.Selector == nil || !t.now.Before(r.ExpireTime) {
+		_, err := t.exec(keptLease, l.InvalidationID, int64(l.Run), l.Owner, l.Token, l.Until.UnixMicro())
+		return err
+	}
+	from := string(r.State)
+	if r.Open {
+		from = fromLost
+	}
+	if r.Open || r.State != invalidation.RunRunning {
+		r.Attempts++
+	}
+	if r.StartTime.IsZero() {
+		r.StartTime = t.now
+	}
+	r.State = invalidation.RunRunning
+	r.Open = true
+	r.NextAttemptTime = time.Time{}
+	if _, err := t.exec(leaseRun, l.InvalidationID, int64(l.Run), string(r.State), r.Open, int64(r.Attempts), nil,
+		micros(r.StartTime), l.Owner, l.Token, l.Until.UnixMicro(), from); err != nil {
+		return err
+	}
+	return raise(t, l.InvalidationID)
+}
+
+// raise counts a change of an invalidation that leaves its state as it is.
+func raise(t *tx, id string) error {
+	if _, err := t.exec(raiseRevision, id); err != nil {
+		return err
+	}
+	t.touch(id)
+	return nil
+}
+
+// Renew prolongs leases.
+func (s *Store) Renew(ctx context.Context, leases []invalidation.Lease, length time.Duration) ([]invalidation.Lease, error) {
+	if len(leases) == 0 {
+		return nil, nil
+	}
+	var lost []invalidation.Lease
+	err := s.change(ctx, func(t *tx) error {
+		lost = nil
+		for _, l := range leases {
+			n, err := t.exec(renewLease, l.InvalidationID, int64(l.Run), l.Owner, l.Token, t.now.Add(length).UnixMicro(), t.now.UnixMicro())
+			if err != nil {
+				return err
+			}
+			if n == 0 {
+				lost = append(lost, l)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("renew leases: %w", err)
+	}
+	return lost, nil
+}
+
+// Release takes a claim back.
+func (s *Store) Release(ctx context.Context, l invalidation.Lease) error {
+	err := s.change(ctx, func(t *tx) error {
+		var state, from string
+		var attempts int64
+		found, err := t.one(func(r *row) error { state, attempts, from = r.text(), r.num(), r.text(); return nil },
+			selectLease, l.InvalidationID, int64(l.Run), l.Owner, l.Token, t.now.UnixMicro())
+		if err != nil {
+			return err
+		}
+		if !found {
+			return invalidation.ErrLeaseLost
+		}
+		open := false
+		switch from {
+		case fromKept:
+			// It may have been found open, and is then still.
+			if _, err := t.exec(releaseKept, l.InvalidationID, int64(l.Run), t.now.UnixMicro()); err != nil {
+				return err
+			}
+			return raise(t, l.InvalidationID)
+		case string(invalidation.RunRunning):
+		case fromLost:
+			open = true
+			attempts--
+		default:
+			state = from
+			attempts--
+		}
+		if _, err := t.exec(releaseRun, l.InvalidationID, int64(l.Run), state, open, attempts, t.now.UnixMicro()); err != nil {
+			return err
+		}
+		return raise(t, l.InvalidationID)
+	})
+	if err != nil {
+		return fmt.Errorf("release run: %w", err)
+	}
+	return nil
+}
+
+// NextDue returns when the earliest unleased run at the target becomes due.
+func (s *Store) NextDue(ctx context.Context, target string) (time.Time, bool, error) {
+	now := time.Now().UnixMicro()
+	var due []int64
+	err := s.read(ctx, func(ctx context.Context, c *conn) error {
+		var found []int64
+		for _, p := range priorities {
+			if err := c.each(ctx, func(r *row) error { found = append(found, r.num()); return nil }, selectNextDue, target, int64(p), now); err != nil {
+				return err
+			}
+		}
+		due = found
+		return nil
+	})
+	if err != nil {
+		return time.Time{}, false, fmt.Errorf("next due run: %w", err)
+	}
+	if len(due) == 0 {
+		return time.Time{}, false, nil
+	}
+	at := due[0]
+	if len(due) > 1 {
+		at = min(at, due[1])
+	}
+	return time.UnixMicro(max(at, now)).UTC(), true, nil
+}

@@ -1,0 +1,200 @@
+package sqlite
+
+import (
+	"context"
+	"database/sql/driver"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/endsession/endsession/server/invalidation"
+)
+
+const (
+	// Before all others: the rows of the index that holds only these.
+	selectUnfinished = `SELECT target, count(*) FROM runs INDEXED BY runs_due WHERE due_time IS NOT NULL GROUP BY target`
+
+	selectEvents = `SELECT chain, seq, time, type, caller_kind, caller_name, invalidation_id, target, data, prev_hash, hash
+FROM audit WHERE (chain, seq) > (?1, ?2) ORDER BY chain, seq LIMIT ?3`
+)
+
+// Get returns an invalidation.
+func (s *Store) Get(ctx context.Context, id string) (invalidation.Invalidation, error) {
+	var inv invalidation.Invalidation
+	err := s.read(ctx, func(ctx context.Context, c *conn) error {
+		// It is quick: to interrupt it would cost more than to let it end.
+		found, err := load(context.Background(), c, id)
+		if err == nil && ctx.Err() == nil {
+			inv = found
+		}
+		return err
+	})
+	if err != nil {
+		return invalidation.Invalidation{}, fmt.Errorf("get invalidation: %w", err)
+	}
+	return inv, nil
+}
+
+// List returns a page of invalidations.
+func (s *Store) List(ctx context.Context, q invalidation.Query) ([]invalidation.Invalidation, bool, error) {
+	if q.Limit <= 0 {
+		return nil, false, nil
+	}
+	query, args := list(q)
+	var page []invalidation.Invalidation
+	err := s.read(ctx, func(ctx context.Context, c *conn) error {
+		var invs []invalidation.Invalidation
+		if err := c.each(ctx, func(r *row) error { invs = append(invs, scanInvalidation(r)); return nil }, query, args...); err != nil {
+			return err
+		}
+		for i := range invs[:min(len(invs), q.Limit)] {
+			runs, err := loadRuns(ctx, c, invs[i].ID)
+			if err != nil {
+				return err
+			}
+			invs[i].Runs = runs
+		}
+		page = invs
+		return nil
+	})
+	if err != nil {
+		return nil, false, fmt.Errorf("list invalidations: %w", err)
+	}
+	if len(page) > q.Limit {
+		return page[:q.Limit], true, nil
+	}
+	return page, false, nil
+}
+
+// newest is greater than every ID.
+const newest = "\U0010ffff"
+
+// list writes the query of a page, and of one row more. Each filter has an index that yields its matches in the order of
+// the page; the query walks along that of the filter that leaves the fewest, and looks at the others row by row.
+func list(q invalidation.Query) (string, []driver.Value) {
+	var args []driver.Value
+	arg := func(v driver.Value) string {
+		args = append(args, v)
+		return fmt.Sprintf("?%d", len(args))
+	}
+	before := q.Before
+	if before == "" {
+		before = newest
+	}
+	var where []string
+	from, id := "", "i.id"
+	along := func(index string) {
+		if from == "" {
+			from = "invalidations AS i INDEXED BY " + index
+		}
+	}
+	if q.UserID != "" {
+		along("invalidations_user")
+		where = append(where, "i.user_id = "+arg(q.UserID))
+	}
+	for _, key := range slices.Sorted(maps.Keys(q.Labels)) {
+		if from == "" {
+			from, id = "labels AS l CROSS JOIN invalidations AS i ON i.id = l.invalidation_id", "l.invalidation_id"
+			where = append(where, "l.key = "+arg(key)+" AND l.value = "+arg(q.Labels[key]))
+			continue
+		}
+		where = append(where, "EXISTS (SELECT 1 FROM labels AS x WHERE x.key = "+arg(key)+" AND x.value = "+arg(q.Labels[key])+" AND x.invalidation_id = i.id)")
+	}
+	if q.OnlyOf != nil {
+		along("invalidations_caller")
+		where = append(where, "i.caller_name = "+arg(q.OnlyOf.Name)+" AND i.caller_kind = "+arg(q.OnlyOf.Kind))
+	}
+	if q.Caller != "" {
+		along("invalidations_caller")
+		where = append(where, "i.caller_name = "+arg(q.Caller))
+	}
+	if q.State != "" {
+		if q.State != invalidation.Succeeded {
+			along("invalidations_state")
+		}
+		where = append(where, "i.state = "+arg(string(q.State)))
+	}
+	if q.Unfinished {
+		along("invalidations_state")
+		where = append(where, "i.state = "+arg(string(invalidation.Running)))
+	}
+	if q.Target != "" {
+		if from == "" {
+			from, id = "runs AS t CROSS JOIN invalidations AS i ON i.id = t.invalidation_id", "t.invalidation_id"
+			where = append(where, "t.target = "+arg(q.Target))
+		} else {
+			where = append(where, "EXISTS (SELECT 1 FROM runs AS x WHERE x.target = "+arg(q.Target)+" AND x.invalidation_id = i.id)")
+		}
+	}
+	if q.State == invalidation.Succeeded {
+		along("invalidations_state")
+	}
+	// A range of time is the only filter whose index is in another order; what it leaves is sorted.
+	if !q.From.IsZero() {
+		along("invalidations_created")
+		where = append(where, "i.create_time >= "+arg(q.From.UnixMicro()))
+	}
+	if !q.To.IsZero() {
+		along("invalidations_created")
+		where = append(where, "i.create_time < "+arg(q.To.UnixMicro()))
+	}
+	if from == "" {
+		from = "invalidations AS i"
+	}
+	where = append(where, id+" < "+arg(before))
+	return "SELECT " + invalidationColumns + "\nFROM " + from + "\nWHERE " + strings.Join(where, "\n  AND ") +
+		"\nORDER BY " + id + " DESC LIMIT " + arg(int64(q.Limit)+1), args
+}
+
+// Unfinished counts the runs that are not final.
+func (s *Store) Unfinished(ctx context.Context) (map[string]int, error) {
+	var counts map[string]int
+	err := s.read(ctx, func(ctx context.Context, c *conn) error {
+		found := map[string]int{}
+		if err := c.each(ctx, func(r *row) error { found[r.text()] = int(r.num()); return nil }, selectUnfinished); err != nil {
+			return err
+		}
+		counts = found
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("count unfinished runs: %w", err)
+	}
+	return counts, nil
+}
+
+// Entry is an event in its place in the audit trail.
+type Entry struct {
+	// Chain is one process start; Seq counts from 1 within it, without gaps.
+	Chain string
+	Seq   int64
+	invalidation.Event
+	PrevHash, Hash []byte
+}
+
+// Events returns up to limit audit events that come after the one at chain and seq; all of them after "" and 0. Events of
+// one chain are in the order of their transactions, and chains in the order of their processes' starts.
+func (s *Store) Events(ctx context.Context, chain string, seq int64, limit int) ([]Entry, error) {
+	var entries []Entry
+	err := s.read(ctx, func(ctx context.Context, c *conn) error {
+		var found []Entry
+		if err := c.each(ctx, func(r *row) error {
+			e := Entry{Chain: r.text(), Seq: r.num()}
+			e.Event = invalidation.Event{Time: r.time(), Type: r.text(), Caller: invalidation.Caller{Kind: r.text(), Name: r.text()},
+				InvalidationID: r.text(), Target: r.text(), Data: json.RawMessage(r.rawJSON())}
+			e.PrevHash, e.Hash = r.blob(), r.blob()
+			found = append(found, e)
+			return nil
+		}, selectEvents, chain, seq, int64(limit)); err != nil {
+			return err
+		}
+		entries = found
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read audit events: %w", err)
+	}
+	return entries, nil
+}

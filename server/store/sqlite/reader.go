@@ -1,0 +1,101 @@
+package sqlite
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/endsession/endsession/server/invalidation"
+)
+
+// readers is how many queries are answered at once.
+const readers = 4
+
+type query struct {
+	ctx    context.Context
+	do     func(context.Context, *conn) error
+	answer chan error // cap 1
+}
+
+// read answers a query on one of the readers' connections, in one transaction: all it reads is of one moment. do must not
+// touch its caller's variables once ctx has ended.
+func (s *Store) read(ctx context.Context, do func(context.Context, *conn) error) error {
+	if err := ctx.Err(); err != nil {
+		return unavailable(err)
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, s.timeout, errNoAnswer)
+	defer cancel()
+	q := query{ctx: ctx, do: do, answer: make(chan error, 1)}
+	select {
+	case s.queries <- q:
+	case <-s.closing:
+		return unavailable(errClosed)
+	case <-ctx.Done():
+		return unavailable(context.Cause(ctx))
+	}
+	select {
+	case err := <-q.answer:
+		return err
+	case <-ctx.Done():
+		return unavailable(context.Cause(ctx))
+	}
+}
+
+// reader answers queries until the store is closed.
+func (s *Store) reader() {
+	var c *conn
+	defer func() {
+		if c != nil {
+			_ = c.close()
+		}
+	}()
+	for {
+		select {
+		case q := <-s.queries:
+			if q.ctx.Err() != nil {
+				continue
+			}
+			var err error
+			if c == nil {
+				c, err = reconnect(s.path, "ro", s.vfs)
+			}
+			if err == nil {
+				err = snapshot(q, c)
+			}
+			if ctxErr := q.ctx.Err(); ctxErr != nil && errors.Is(err, ctxErr) {
+				err = unavailable(context.Cause(q.ctx))
+			}
+			if errors.Is(err, invalidation.ErrUnavailable) && c != nil {
+				_ = c.close()
+				c = nil
+			}
+			q.answer <- err
+		case <-s.closing:
+			return
+		}
+	}
+}
+
+func snapshot(q query, c *conn) error {
+	if _, err := c.exec("BEGIN"); err != nil {
+		return err
+	}
+	err := q.do(q.ctx, c)
+	if _, cerr := c.exec("COMMIT"); err == nil {
+		err = cerr
+	}
+	return err
+}
+
+// Now is the process's clock.
+func (s *Store) Now(ctx context.Context) (time.Time, error) {
+	if err := ctx.Err(); err != nil {
+		return time.Time{}, unavailable(err)
+	}
+	select {
+	case <-s.closing:
+		return time.Time{}, unavailable(errClosed)
+	default:
+		return moment(time.Now()), nil
+	}
+}

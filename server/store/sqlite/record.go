@@ -1,0 +1,109 @@
+package sqlite
+
+import (
+	"context"
+	"database/sql/driver"
+	"fmt"
+	"time"
+
+	"github.com/endsession/endsession/server/invalidation"
+)
+
+const (
+	selectLeased = `SELECT r.state, i.unfinished, i.revision, i.allow_unsupported
+FROM runs AS r CROSS JOIN invalidations AS i ON i.id = r.invalidation_id
+WHERE r.invalidation_id = ?1 AND r.idx = ?2 AND r.lease_owner = ?3 AND r.lease_token = ?4 AND r.lease_until > ?5`
+
+	// The lease ends with every outcome.
+	updateRun = `UPDATE runs SET lease_owner = NULL, lease_until = NULL, lease_from = NULL,
+  state = ?, open = ?, attempts = ?, next_attempt_time = ?, start_time = ?, complete_time = ?, counted = ?, count = ?,
+  count_is_minimum = ?, verification = ?, sessions_truncated = ?, operation = ?, error = ?, retry = ?, resume = ?, covered = ?,
+  warnings = ?, sessions = ?, selector = ?
+WHERE invalidation_id = ? AND idx = ?`
+
+	countDown = `UPDATE invalidations SET revision = revision + 1, unfinished = ?2 WHERE id = ?1`
+
+	finishInvalidation = `UPDATE invalidations SET revision = revision + 1, unfinished = 0, state = ?2, complete_time = ?3 WHERE id = ?1`
+
+	selectRunStates = `SELECT r.state, r.complete_time FROM runs AS r WHERE r.invalidation_id = ?1 ORDER BY r.idx`
+)
+
+// Record writes what became of a leased run.
+func (s *Store) Record(ctx context.Context, l invalidation.Lease, run invalidation.Run, events []invalidation.Event) (invalidation.Head, error) {
+	run.Open = false
+	var head invalidation.Head
+	err := s.change(ctx, func(t *tx) error {
+		run := keep(run, t.now)
+		values, err := outcome(run)
+		if err != nil {
+			return err
+		}
+		var old invalidation.RunState
+		var unfinished, revision int64
+		var allowUnsupported bool
+		found, err := t.one(func(r *row) error {
+			old, unfinished, revision, allowUnsupported = invalidation.RunState(r.text()), r.num(), r.num(), r.flag()
+			return nil
+		}, selectLeased, l.InvalidationID, int64(l.Run), l.Owner, l.Token, t.now.UnixMicro())
+		switch {
+		case err != nil:
+			return err
+		case !found:
+			return invalidation.ErrLeaseLost
+		case !old.CanBecome(run.State):
+			return fmt.Errorf("%w: %s to %s", invalidation.ErrIllegalTransition, old, run.State)
+		}
+		if err := writeRun(t, l.InvalidationID, l.Run, values); err != nil {
+			return err
+		}
+		head = invalidation.Head{State: invalidation.Running, Revision: revision + 1}
+		switch {
+		case !run.State.Final():
+			if err := raise(t, l.InvalidationID); err != nil {
+				return err
+			}
+		case unfinished > 1:
+			if _, err := t.exec(countDown, l.InvalidationID, unfinished-1); err != nil {
+				return err
+			}
+			t.touch(l.InvalidationID)
+		default:
+			if head.State, head.CompleteTime, err = finish(t, l.InvalidationID, allowUnsupported); err != nil {
+				return err
+			}
+		}
+		return t.audit(events)
+	})
+	if err != nil {
+		return invalidation.Head{}, fmt.Errorf("record run: %w", err)
+	}
+	return head, nil
+}
+
+func writeRun(t *tx, id string, idx int, values []driver.Value) error {
+	n, err := t.exec(updateRun, append(values, id, int64(idx))...)
+	if err == nil && n != 1 {
+		err = fmt.Errorf("%d runs changed", n)
+	}
+	return err
+}
+
+// finish ends an invalidation whose runs are all final.
+func finish(t *tx, id string, allowUnsupported bool) (state invalidation.State, at time.Time, err error) {
+	var states []invalidation.RunState
+	if err := t.each(context.Background(), func(r *row) error {
+		states = append(states, invalidation.RunState(r.text()))
+		if ended := r.time(); ended.After(at) {
+			at = ended
+		}
+		return nil
+	}, selectRunStates, id); err != nil {
+		return "", time.Time{}, err
+	}
+	state = invalidation.StateOf(states, allowUnsupported)
+	if _, err := t.exec(finishInvalidation, id, string(state), at.UnixMicro()); err != nil {
+		return "", time.Time{}, err
+	}
+	t.touch(id)
+	return state, at, nil
+}

@@ -1,0 +1,224 @@
+package sqlite
+
+import (
+	"bytes"
+	"context"
+	"database/sql/driver"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/endsession/endsession/adapters"
+	"github.com/endsession/endsession/server/invalidation"
+)
+
+// Columns that make an invalidation and a run, in the order of scanInvalidation and scanRun.
+const (
+	invalidationColumns = `i.id, i.state, i.revision, i.create_time, i.complete_time, i.caller_kind, i.caller_name, i.retry_of, i.selector, i.call`
+
+	runColumns = `r.target, r.kind, r.fingerprint, r.state, r.open, r.attempts, r.next_attempt_time, r.expire_time, r.start_time,
+  r.complete_time, r.counted, r.count, r.count_is_minimum, r.verification, r.sessions_truncated, r.operation, r.error, r.retry,
+  r.resume, r.covered, r.warnings, r.sessions, r.selector`
+)
+
+const (
+	selectInvalidation = `SELECT ` + invalidationColumns + ` FROM invalidations AS i WHERE i.id = ?1`
+	selectRuns         = `SELECT ` + runColumns + ` FROM runs AS r WHERE r.invalidation_id = ?1 ORDER BY r.idx`
+)
+
+// load reads an invalidation with its runs. The caller holds a transaction: both must be of one moment.
+func load(ctx context.Context, c *conn, id string) (inv invalidation.Invalidation, err error) {
+	found := false
+	if err := c.each(ctx, func(r *row) error { found = true; inv = scanInvalidation(r); return nil }, selectInvalidation, id); err != nil {
+		return invalidation.Invalidation{}, err
+	}
+	if !found {
+		return invalidation.Invalidation{}, invalidation.ErrNotFound
+	}
+	inv.Runs, err = loadRuns(ctx, c, id)
+	return inv, err
+}
+
+func loadRuns(ctx context.Context, c *conn, id string) (runs []invalidation.Run, err error) {
+	err = c.each(ctx, func(r *row) error { runs = append(runs, scanRun(r)); return nil }, selectRuns, id)
+	return runs, err
+}
+
+func scanInvalidation(r *row) invalidation.Invalidation {
+	inv := invalidation.Invalidation{
+		ID:           r.text(),
+		State:        invalidation.State(r.text()),
+		Revision:     r.num(),
+		CreateTime:   r.time(),
+		CompleteTime: r.time(),
+		Caller:       invalidation.Caller{Kind: r.text(), Name: r.text()},
+		RetryOf:      r.text(),
+	}
+	var sel invalidation.Selector
+	r.json(&sel)
+	r.json(&inv.Call)
+	inv.Call.Selector = sel
+	return inv
+}
+
+func scanRun(r *row) invalidation.Run {
+	run := invalidation.Run{
+		Target:            r.text(),
+		Kind:              r.text(),
+		Fingerprint:       r.text(),
+		State:             invalidation.RunState(r.text()),
+		Open:              r.flag(),
+		Attempts:          int(r.num()),
+		NextAttemptTime:   r.time(),
+		ExpireTime:        r.time(),
+		StartTime:         r.time(),
+		CompleteTime:      r.time(),
+		Counted:           r.flag(),
+		Count:             int(r.num()),
+		CountIsMinimum:    r.flag(),
+		Verification:      verifications[r.text()],
+		SessionsTruncated: r.flag(),
+		Operation:         r.text(),
+	}
+	r.json(&run.Error)
+	r.json(&run.Retry)
+	run.Resume = r.rawJSON()
+	r.json(&run.Covered)
+	r.json(&run.Warnings)
+	r.json(&run.Sessions)
+	r.json(&run.Selector)
+	if run.Selector != nil && r.err == nil {
+		// What is read here is what will be sent.
+		if err := run.Selector.Validate(); err != nil {
+			r.err = fmt.Errorf("the journal's resolved selector: %w", err)
+		}
+	}
+	return run
+}
+
+var verifications = map[string]adapters.Verification{
+	adapters.ConfirmedByList.String():   adapters.ConfirmedByList,
+	adapters.ConfirmedByRepeat.String(): adapters.ConfirmedByRepeat,
+	adapters.Unverifiable.String():      adapters.Unverifiable,
+}
+
+// keep is what the journal makes of a run: times in microseconds, nothing that contradicts the state.
+func keep(run invalidation.Run, now time.Time) invalidation.Run {
+	run.NextAttemptTime = moment(run.NextAttemptTime)
+	run.ExpireTime = moment(run.ExpireTime)
+	run.StartTime = moment(run.StartTime)
+	run.CompleteTime = moment(run.CompleteTime)
+	run.Retry.StillAliveSince = moment(run.Retry.StillAliveSince)
+	if !run.State.Final() {
+		run.CompleteTime = time.Time{}
+	} else {
+		run.NextAttemptTime = time.Time{}
+		if run.CompleteTime.IsZero() {
+			run.CompleteTime = moment(now)
+		}
+	}
+	if !run.Counted {
+		run.Count = 0
+	}
+	if len(run.Sessions) == 0 {
+		run.Sessions = nil
+	} else {
+		sessions := make([]adapters.Session, len(run.Sessions))
+		for i, s := range run.Sessions {
+			s.CreateTime, s.LastAccessTime, s.ExpireTime = moment(s.CreateTime), moment(s.LastAccessTime), moment(s.ExpireTime)
+			sessions[i] = s
+		}
+		run.Sessions = sessions
+	}
+	if len(run.Covered) == 0 {
+		run.Covered = nil
+	}
+	if len(run.Warnings) == 0 {
+		run.Warnings = nil
+	}
+	if len(run.Resume) == 0 {
+		run.Resume = nil
+	}
+	return run
+}
+
+// moment is t as the journal returns it.
+func moment(t time.Time) time.Time {
+	if t.IsZero() {
+		return time.Time{}
+	}
+	return time.UnixMicro(t.UnixMicro()).UTC()
+}
+
+func micros(t time.Time) driver.Value {
+	if t.IsZero() {
+		return nil
+	}
+	return t.UnixMicro()
+}
+
+func orNull(s string) driver.Value {
+	if s == "" {
+		return nil
+	}
+	return s
+}
+
+// outcome is the part of a run that changes, in the order of outcomeColumns.
+func outcome(run invalidation.Run) ([]driver.Value, error) {
+	e := encoder{}
+	verification := driver.Value(nil)
+	if run.Verification != adapters.VerificationUnspecified {
+		verification = run.Verification.String()
+	}
+	values := []driver.Value{
+		string(run.State), run.Open, int64(run.Attempts), micros(run.NextAttemptTime), micros(run.StartTime),
+		micros(run.CompleteTime), run.Counted, int64(run.Count), run.CountIsMinimum, verification, run.SessionsTruncated,
+		orNull(run.Operation),
+		e.json(run.Error, run.Error != nil),
+		e.json(run.Retry, run.Retry != invalidation.RetryState{}),
+		orNull(string(run.Resume)),
+		e.json(run.Covered, len(run.Covered) > 0),
+		e.json(run.Warnings, len(run.Warnings) > 0),
+		e.json(run.Sessions, len(run.Sessions) > 0),
+		e.json(run.Selector, run.Selector != nil),
+	}
+	return values, e.err
+}
+
+type encoder struct{ err error }
+
+func (e *encoder) json(v any, present bool) driver.Value {
+	if !present || e.err != nil {
+		return nil
+	}
+	data, err := json.Marshal(v)
+	if err == nil && mangled(data) {
+		err = errors.New("a string is not valid UTF-8")
+	}
+	if err != nil {
+		e.err = err
+		return nil
+	}
+	return string(data)
+}
+
+// mangled reports whether json.Marshal has replaced an invalid byte: it writes the escape \ufffd for that, but the
+// character itself when a string really has it. The journal keeps a string as it is, or refuses it.
+func mangled(data []byte) bool {
+	for {
+		i := bytes.Index(data, []byte(`\ufffd`))
+		if i < 0 {
+			return false
+		}
+		escapes := 0
+		for i-escapes > 0 && data[i-escapes-1] == '\\' {
+			escapes++
+		}
+		if escapes%2 == 0 {
+			return true
+		}
+		data = data[i+len(`\ufffd`):]
+	}
+}

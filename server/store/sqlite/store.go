@@ -1,0 +1,234 @@
+package sqlite
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/endsession/endsession/server/invalidation"
+	"github.com/gofrs/flock"
+	"github.com/google/uuid"
+)
+
+// DefaultTimeout bounds a call whose context does not.
+const DefaultTimeout = 10 * time.Second
+
+// Options say where the journal is.
+type Options struct {
+	// Path is the database file; it is created if it does not exist, the directory is not. Beside it are Path-wal and
+	// Path-shm, which belong to it, and Path.lock.
+	Path string
+	// Logger may be nil.
+	Logger *slog.Logger
+	// Timeout is how long a call waits for a database that does not answer; twice as long for a transaction that has begun.
+	// 0 is DefaultTimeout.
+	Timeout time.Duration
+
+	vfs string // SQLite's own when empty
+}
+
+// Store is the journal in a SQLite file.
+type Store struct {
+	path, vfs string
+	timeout   time.Duration
+	lock      *flock.Flock
+	writer    *writer
+	queries   chan query
+	closing   chan struct{}
+	reading   sync.WaitGroup
+	news      *news
+	closeOnce sync.Once
+	closeErr  error
+}
+
+var _ invalidation.Store = (*Store)(nil)
+
+// Open opens the journal, creates it or brings its schema up to date. It fails if another process has it open. Leases that
+// earlier processes held are over.
+func Open(ctx context.Context, o Options) (_ *Store, err error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Timeout == 0 {
+		o.Timeout = DefaultTimeout
+	}
+	path, err := resolve(o.Path)
+	if err != nil {
+		return nil, fmt.Errorf("open journal %s: %w", o.Path, err)
+	}
+	lock := flock.New(path+".lock", flock.SetPermissions(0o600))
+	locked, err := lock.TryLock()
+	if err != nil {
+		return nil, fmt.Errorf("open journal %s: lock: %w", o.Path, err)
+	}
+	if !locked {
+		return nil, fmt.Errorf("open journal %s: another process has it open; only one may write", o.Path)
+	}
+	c, err := prepareFile(path, o.vfs)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open journal %s: %w", o.Path, err), lock.Unlock())
+	}
+	// Chains sort by the time of their processes' starts.
+	chain, err := uuid.NewV7()
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open journal %s: %w", o.Path, err), c.close(), lock.Unlock())
+	}
+	s := &Store{
+		path: path, vfs: o.vfs, timeout: o.Timeout, lock: lock,
+		queries: make(chan query),
+		closing: make(chan struct{}),
+		news:    newNews(),
+	}
+	s.writer = &writer{
+		path: path, vfs: o.vfs, log: o.Logger, conn: c,
+		tx:        tx{conn: c, chain: chain.String()},
+		queue:     make(chan *change, 2*maxBatch),
+		closing:   s.closing,
+		stopped:   make(chan struct{}),
+		committed: s.news.add,
+	}
+	go s.writer.run()
+	for range readers {
+		s.reading.Go(s.reader)
+	}
+	go s.news.run()
+	return s, nil
+}
+
+// resolve makes the path absolute and follows links, so that one database has one lock.
+func resolve(path string) (string, error) {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return "", err
+	}
+	real, err := filepath.EvalSymlinks(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		dir, derr := filepath.EvalSymlinks(filepath.Dir(path))
+		return filepath.Join(dir, filepath.Base(path)), derr
+	}
+	return real, err
+}
+
+// prepareFile creates the file if need be, migrates it, and returns the writer's connection.
+func prepareFile(path, vfs string) (_ *conn, err error) {
+	// SQLite would create it readable for all; the log and the index beside it follow its mode.
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := f.Close(); err != nil {
+		return nil, err
+	}
+	ms, err := readMigrations(migrationFiles)
+	if err != nil {
+		return nil, err
+	}
+	c, err := connect(path, "rw", vfs)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, c.close())
+		}
+	}()
+	if err := migrate(c, ms); err != nil {
+		return nil, err
+	}
+	var mode string
+	if _, err := c.one(func(r *row) error { mode = r.text(); return nil }, `PRAGMA journal_mode`); err != nil {
+		return nil, err
+	}
+	if mode != "wal" {
+		return nil, fmt.Errorf("the file system does not allow a write-ahead log (journal mode %q)", mode)
+	}
+	if _, err := c.exec(endLeases); err != nil {
+		return nil, fmt.Errorf("end the leases of earlier processes: %w", err)
+	}
+	return c, nil
+}
+
+// This process is the only one: whoever held a lease is gone.
+const endLeases = `UPDATE runs SET lease_owner = NULL, lease_until = NULL, lease_from = NULL
+WHERE due_time IS NOT NULL AND lease_until IS NOT NULL`
+
+// OnChange registers f; it is called from a goroutine of its own, after the commit.
+func (s *Store) OnChange(f func(id string)) { s.news.subscribe(f) }
+
+// Close waits for transactions under way and closes the journal.
+func (s *Store) Close() error {
+	s.closeOnce.Do(func() {
+		close(s.closing)
+		<-s.writer.stopped
+		s.reading.Wait()
+		s.news.stop()
+		if s.writer.conn != nil {
+			s.closeErr = s.writer.conn.close()
+		}
+		s.closeErr = errors.Join(s.closeErr, s.lock.Unlock())
+	})
+	return s.closeErr
+}
+
+// news tells the subscribers what has changed, without holding up the writer.
+type news struct {
+	mu          sync.Mutex
+	subscribers []func(string)
+	ids         []string
+	wake        chan struct{} // cap 1
+	ended       chan struct{}
+}
+
+func newNews() *news {
+	return &news{wake: make(chan struct{}, 1), ended: make(chan struct{})}
+}
+
+func (n *news) subscribe(f func(string)) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.subscribers = append(n.subscribers, f)
+}
+
+func (n *news) add(ids []string) {
+	n.mu.Lock()
+	n.ids = append(n.ids, ids...)
+	n.mu.Unlock()
+	select {
+	case n.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (n *news) run() {
+	defer close(n.ended)
+	for more := true; more; {
+		_, more = <-n.wake
+		n.mu.Lock()
+		ids, subscribers := n.ids, n.subscribers
+		n.ids = nil
+		n.mu.Unlock()
+		for _, id := range ids {
+			for _, f := range subscribers {
+				f(id)
+			}
+		}
+	}
+}
+
+// stop tells what is left and ends. Nothing is added any more.
+func (n *news) stop() {
+	close(n.wake)
+	<-n.ended
+}
+
+// Path is the database file.
+func (s *Store) Path() string { return s.path }

@@ -1,0 +1,275 @@
+package sqlite
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"sync/atomic"
+	"time"
+
+	"github.com/endsession/endsession/server/invalidation"
+	lib "modernc.org/sqlite/lib"
+)
+
+// maxBatch bounds how many changes share a transaction, so that the first of them does not wait for ever.
+const maxBatch = 128
+
+// writer is the one goroutine that changes the database. While it commits, changes queue up; all that are there when it
+// comes back share its next transaction, and one fsync.
+type writer struct {
+	path, vfs string
+	log       *slog.Logger
+	queue     chan *change
+	closing   chan struct{}
+	stopped   chan struct{}
+	committed func(ids []string)
+
+	// The rest is the goroutine's own.
+	conn *conn // nil after a failure, until it can be opened again
+	tx   tx    // reused
+	down bool  // the last transaction failed, and the log says so
+	done []*change
+}
+
+// change is one caller's transaction.
+type change struct {
+	do func(*tx) error
+	// stage is where it stands: the caller may withdraw it as long as the writer has not begun it, and then it is certain
+	// that nothing has changed.
+	stage   atomic.Int32
+	changed []string
+	err     error
+	settled chan struct{}
+}
+
+const (
+	queued int32 = iota
+	begun
+	withdrawn
+)
+
+// tx is what a change works with: the writer's connection, inside a transaction.
+type tx struct {
+	*conn
+	// now is the store's clock when the change began.
+	now     time.Time
+	chain   string
+	seq     int64
+	changed []string
+}
+
+// touch notes that an invalidation has changed ("" for a pause).
+func (t *tx) touch(id string) { t.changed = append(t.changed, id) }
+
+const insertEvent = `INSERT INTO audit (chain, seq, time, type, caller_kind, caller_name, invalidation_id, target, data)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`
+
+// audit appends events to this process's chain.
+func (t *tx) audit(events []invalidation.Event) error {
+	for _, e := range events {
+		t.seq++
+		if _, err := t.exec(insertEvent, t.chain, t.seq, e.Time.UnixMicro(), e.Type, e.Caller.Kind, e.Caller.Name,
+			orNull(e.InvalidationID), orNull(e.Target), orNull(string(e.Data))); err != nil {
+			return fmt.Errorf("append audit event: %w", err)
+		}
+	}
+	return nil
+}
+
+// change runs do in a durable transaction. If ctx ends while it waits for its turn, it is withdrawn. Once begun its end is
+// near and is waited for, but not for ever: then the outcome is unknown.
+func (s *Store) change(ctx context.Context, do func(*tx) error) error {
+	if err := ctx.Err(); err != nil {
+		return unavailable(err)
+	}
+	c := &change{do: do, settled: make(chan struct{})}
+	timer := time.NewTimer(s.timeout)
+	defer timer.Stop()
+	why := errNoAnswer
+	select {
+	case s.writer.queue <- c:
+	case <-s.writer.closing:
+		return unavailable(errClosed)
+	case <-ctx.Done():
+		return unavailable(ctx.Err())
+	case <-timer.C:
+		return unavailable(why)
+	}
+	select {
+	case <-c.settled:
+		return c.err
+	case <-s.writer.stopped:
+		why = errClosed
+	case <-ctx.Done():
+		why = ctx.Err()
+	case <-timer.C:
+	}
+	if c.stage.CompareAndSwap(queued, withdrawn) {
+		return unavailable(why)
+	}
+	timer.Reset(s.timeout)
+	select {
+	case <-c.settled:
+		return c.err
+	case <-timer.C:
+		return fmt.Errorf("%w: %w", invalidation.ErrCommitUnknown, why)
+	}
+}
+
+func (w *writer) run() {
+	defer close(w.stopped)
+	for {
+		select {
+		case c := <-w.queue:
+			// Let the callers that the last commit woke ask for their next change, so that it joins this one.
+			runtime.Gosched()
+			w.commit(c)
+		case <-w.closing:
+			for {
+				select {
+				case c := <-w.queue:
+					w.commit(c)
+				default:
+					return
+				}
+			}
+		}
+	}
+}
+
+// commit puts first and all that is queued into one transaction.
+func (w *writer) commit(first *change) {
+	w.done = w.done[:0]
+	seq := w.tx.seq
+	err := w.begin()
+	if err != nil {
+		// Whoever waits, waits for the same.
+		for c := first; c != nil; c = w.next() {
+			w.take(c)
+		}
+	}
+	for c := first; err == nil && c != nil; {
+		if w.take(c) {
+			err = w.apply(c)
+		}
+		c = nil
+		if err == nil && len(w.done) < maxBatch {
+			c = w.next()
+		}
+	}
+	if err == nil {
+		if _, err = w.conn.exec("COMMIT"); err != nil {
+			err = w.settle(fmt.Errorf("commit: %w", err))
+		}
+	}
+	if err != nil {
+		w.fail(err)
+		w.tx.seq = seq
+	} else if w.down {
+		w.down = false
+		w.log.Info("the journal can be written again")
+	}
+	var changed []string
+	for _, c := range w.done {
+		if err != nil {
+			c.err = err
+		} else if c.err == nil {
+			changed = append(changed, c.changed...)
+		}
+		close(c.settled)
+	}
+	clear(w.done)
+	if len(changed) > 0 {
+		w.committed(changed)
+	}
+}
+
+// take begins a change, unless its caller has withdrawn it.
+func (w *writer) take(c *change) bool {
+	if !c.stage.CompareAndSwap(queued, begun) {
+		return false
+	}
+	w.done = append(w.done, c)
+	return true
+}
+
+func (w *writer) next() *change {
+	select {
+	case c := <-w.queue:
+		return c
+	default:
+		return nil
+	}
+}
+
+func (w *writer) begin() (err error) {
+	if w.conn == nil {
+		if w.conn, err = reconnect(w.path, "rw", w.vfs); err != nil {
+			return err
+		}
+		w.tx.conn = w.conn
+	}
+	_, err = w.conn.exec("BEGIN IMMEDIATE")
+	return err
+}
+
+// apply runs one change in its savepoint. It returns an error only when the whole transaction is spoiled; what is wrong
+// with the change alone is in its err, and the change undone.
+func (w *writer) apply(c *change) error {
+	if _, err := w.conn.exec("SAVEPOINT change"); err != nil {
+		return err
+	}
+	seq := w.tx.seq
+	w.tx.now = moment(time.Now())
+	w.tx.changed = nil
+	c.err = c.do(&w.tx)
+	if errors.Is(c.err, invalidation.ErrUnavailable) {
+		return c.err // SQLite may have rolled back everything
+	}
+	if c.err != nil {
+		w.tx.seq = seq
+		if _, err := w.conn.exec("ROLLBACK TO change"); err != nil {
+			return err
+		}
+	}
+	c.changed = w.tx.changed
+	_, err := w.conn.exec("RELEASE change")
+	return err
+}
+
+// fail ends a spoiled transaction. The connection is opened anew: what it remembers (that the file could only be read, a
+// page that could not be) may be what is wrong.
+func (w *writer) fail(err error) {
+	if w.conn != nil {
+		_ = w.conn.script("ROLLBACK") // there may be none any more
+		_ = w.conn.close()
+		w.conn = nil
+	}
+	if !w.down {
+		w.down = true
+		w.log.Error("the journal cannot be written", "error", err)
+	}
+}
+
+// settle finds out what a failed commit has left. If the disk failed while the transaction was being synced, its pages may
+// be in the write-ahead log, complete: nobody sees them now, but after a crash they would count. The next transaction
+// overwrites them, so one is written at once. If that does not work either, the outcome is unknown.
+func (w *writer) settle(err error) error {
+	if code(err) != lib.SQLITE_IOERR {
+		return err // full, or locked: the log has no commit record
+	}
+	_ = w.conn.script("ROLLBACK")
+	_ = w.conn.close()
+	w.conn = nil
+	c, cerr := reconnect(w.path, "rw", w.vfs)
+	if cerr != nil {
+		return fmt.Errorf("%w: %w", invalidation.ErrCommitUnknown, err)
+	}
+	defer c.close()
+	if cerr := c.script("PRAGMA user_version = 1"); cerr != nil {
+		return fmt.Errorf("%w: %w", invalidation.ErrCommitUnknown, err)
+	}
+	return err
+}
