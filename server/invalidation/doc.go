@@ -5,5 +5,5 @@
 // only through a [Resolver]. Protobuf, SQL and upstream wire formats stay outside.
 //
 // Read selector.go and invalidation.go for the words, state.go for the state functions, store.go for the transactions,
-// engine.go for acceptance and worker.go for what happens to a run afterwards.
+// plan.go and accept.go for acceptance, worker.go and settle.go for what happens to a run afterwards.
 package invalidation
