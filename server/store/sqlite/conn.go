@@ -15,13 +15,18 @@ import (
 	sqlite "modernc.org/sqlite"
 )
 
-// busyTimeout is how long SQLite waits for a lock that another process holds.
-const busyTimeout = 5 * time.Second
+// place is where a database is and how it is opened.
+type place struct {
+	path string
+	vfs  string
+	// busy is how long SQLite waits for a lock that another program holds.
+	busy time.Duration
+}
 
 // dsn is the URI of the database. Pragmas belong in it: executed later, they would be forgotten when a connection is
 // opened again.
-func dsn(path, mode, vfs string) string {
-	path = filepath.ToSlash(path)
+func (p place) dsn(mode string) string {
+	path := filepath.ToSlash(p.path)
 	if !strings.HasPrefix(path, "/") {
 		path = "/" + path // a Windows drive
 	}
@@ -30,7 +35,7 @@ func dsn(path, mode, vfs string) string {
 		"_dqs":      {"0"},
 		"_error_rc": {"1"},
 		"_pragma": {
-			fmt.Sprintf("busy_timeout(%d)", busyTimeout.Milliseconds()),
+			fmt.Sprintf("busy_timeout(%d)", p.busy.Milliseconds()),
 			"foreign_keys(1)",
 			"synchronous(FULL)",
 			"temp_store(MEMORY)",
@@ -43,8 +48,8 @@ func dsn(path, mode, vfs string) string {
 		q.Add("_pragma", "cache_size(-65536)")
 		q.Add("_pragma", "journal_mode(WAL)")
 	}
-	if vfs != "" {
-		q.Set("vfs", vfs)
+	if p.vfs != "" {
+		q.Set("vfs", p.vfs)
 	}
 	return (&url.URL{Scheme: "file", Path: path, RawQuery: q.Encode()}).String()
 }
@@ -63,8 +68,8 @@ type stmt struct {
 
 // connect opens a database that exists already: mode is "rw" or "ro". Only Open creates one, or a file that somebody has
 // moved away would be replaced by an empty journal.
-func connect(path, mode, vfs string) (*conn, error) {
-	connector, err := sqlite.NewConnector(dsn(path, mode, vfs))
+func (p place) connect(mode string) (*conn, error) {
+	connector, err := sqlite.NewConnector(p.dsn(mode))
 	if err != nil {
 		return nil, failure(err)
 	}
@@ -73,6 +78,24 @@ func connect(path, mode, vfs string) (*conn, error) {
 		return nil, failure(err)
 	}
 	return &conn{c: c, stmts: map[string]*stmt{}}, nil
+}
+
+// reconnect opens a journal that was open before.
+func (p place) reconnect(mode string) (*conn, error) {
+	c, err := p.connect(mode)
+	if err != nil {
+		return nil, err
+	}
+	// Not a journal any more: somebody has put another file there.
+	found, err := c.one(func(*row) error { return nil }, `SELECT 1 FROM sqlite_schema WHERE name = 'migrations'`)
+	if err == nil && !found {
+		err = unavailable(fmt.Errorf("%s is not the journal any more", p.path))
+	}
+	if err != nil {
+		_ = c.close()
+		return nil, err
+	}
+	return c, nil
 }
 
 func (c *conn) close() error {

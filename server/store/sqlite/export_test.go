@@ -33,7 +33,7 @@ func List(q invalidation.Query) string { s, _ := list(q); return s }
 
 // Explain returns the query plan of a statement, a line each, and its byte code's operations.
 func Explain(path, statement string) (plan, ops []string, err error) {
-	c, err := connect(path, "rw", "")
+	c, err := place{path: path}.connect("rw")
 	if err != nil {
 		return nil, nil, err
 	}
@@ -55,7 +55,7 @@ func Migrate(path string, files fs.FS) error {
 	if err != nil {
 		return err
 	}
-	c, err := connect(path, "rw", "")
+	c, err := place{path: path}.connect("rw")
 	if err != nil {
 		return err
 	}
@@ -64,7 +64,7 @@ func Migrate(path string, files fs.FS) error {
 
 // Schema returns the statements that made the database, in order of names.
 func Schema(path string) (schema []string, err error) {
-	c, err := connect(path, "ro", "")
+	c, err := place{path: path}.connect("ro")
 	if err != nil {
 		return nil, err
 	}
@@ -86,3 +86,10 @@ func (s *Store) Change(ctx context.Context, f func(exec func(string) error) erro
 
 // Mangled is [mangled].
 func Mangled(data []byte) bool { return mangled(data) }
+
+// Query runs a query on one of the readers.
+func (s *Store) Query(ctx context.Context, query string) error {
+	return s.read(ctx, func(ctx context.Context, c *conn) error {
+		return c.each(ctx, func(*row) error { return nil }, query)
+	})
+}

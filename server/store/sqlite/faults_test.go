@@ -22,7 +22,7 @@ type disk struct {
 	base string // the database file
 
 	mu sync.Mutex
-	// before is asked before every "write", "sync" and "truncate" of a file; what it returns, if not SQLITE_OK, is what
+	// before is asked before every "read", "write", "sync" and "truncate" of a file; what it returns, if not SQLITE_OK, is what
 	// SQLite is told instead.
 	before func(op, file string) int32
 	// synced is what the platters hold: every file as it was when it was last synced.
@@ -112,6 +112,7 @@ func at[T any](p uintptr) *T { return *(**T)(unsafe.Pointer(&p)) }
 var (
 	hookOpen     = vfsOpen
 	hookClose    = vfsClose
+	hookRead     = vfsRead
 	hookWrite    = vfsWrite
 	hookSync     = vfsSync
 	hookTruncate = vfsTruncate
@@ -157,6 +158,7 @@ func vfsOpen(tls *libc.TLS, _, name, file uintptr, flags int32, outFlags uintptr
 		wrapped := at[sqlite3.Tsqlite3_io_methods](table)
 		*wrapped = *methods
 		wrapped.FxClose = cFunc(hookClose)
+		wrapped.FxRead = cFunc(hookRead)
 		wrapped.FxWrite = cFunc(hookWrite)
 		wrapped.FxSync = cFunc(hookSync)
 		wrapped.FxTruncate = cFunc(hookTruncate)
@@ -179,6 +181,14 @@ func vfsClose(tls *libc.TLS, file uintptr) int32 {
 	delete(open, file)
 	openMu.Unlock()
 	return goFunc[func(*libc.TLS, uintptr) int32](f.methods.FxClose)(tls, file)
+}
+
+func vfsRead(tls *libc.TLS, file, data uintptr, n int32, offset int64) int32 {
+	f := opened(file)
+	if rc := f.disk.check("read", f.path); rc != sqlite3.SQLITE_OK {
+		return rc
+	}
+	return goFunc[func(*libc.TLS, uintptr, uintptr, int32, int64) int32](f.methods.FxRead)(tls, file, data, n, offset)
 }
 
 func vfsWrite(tls *libc.TLS, file, data uintptr, n int32, offset int64) int32 {

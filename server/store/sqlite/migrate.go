@@ -96,21 +96,3 @@ func schemaVersion(c *conn) (int, error) {
 	_, err := c.one(func(r *row) error { version = r.num(); return nil }, `SELECT max(version) FROM migrations`)
 	return int(version), err
 }
-
-// reconnect opens a journal that was open before.
-func reconnect(path, mode, vfs string) (*conn, error) {
-	c, err := connect(path, mode, vfs)
-	if err != nil {
-		return nil, err
-	}
-	// Not a journal any more: somebody has put another file there.
-	found, err := c.one(func(*row) error { return nil }, `SELECT 1 FROM sqlite_schema WHERE name = 'migrations'`)
-	if err == nil && !found {
-		err = unavailable(fmt.Errorf("%s is not the journal any more", path))
-	}
-	if err != nil {
-		_ = c.close()
-		return nil, err
-	}
-	return c, nil
-}

@@ -57,7 +57,7 @@ func (s *Store) reader() {
 			}
 			var err error
 			if c == nil {
-				c, err = reconnect(s.path, "ro", s.vfs)
+				c, err = s.place.reconnect("ro")
 			}
 			if err == nil {
 				err = snapshot(q, c)

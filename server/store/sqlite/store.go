@@ -26,7 +26,8 @@ type Options struct {
 	Path string
 	// Logger may be nil.
 	Logger *slog.Logger
-	// Timeout is how long a call waits for a database that does not answer; twice as long for a transaction that has begun.
+	// Timeout is how long a call waits for a database that does not answer; twice as long for a transaction that has begun,
+	// half as long for another program's lock.
 	// 0 is DefaultTimeout.
 	Timeout time.Duration
 
@@ -35,7 +36,7 @@ type Options struct {
 
 // Store is the journal in a SQLite file.
 type Store struct {
-	path, vfs string
+	place     place
 	timeout   time.Duration
 	lock      *flock.Flock
 	writer    *writer
@@ -73,7 +74,8 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 	if !locked {
 		return nil, fmt.Errorf("open journal %s: another process has it open; only one may write", o.Path)
 	}
-	c, err := prepareFile(path, o.vfs)
+	p := place{path: path, vfs: o.vfs, busy: o.Timeout / 2}
+	c, err := p.prepare()
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open journal %s: %w", o.Path, err), lock.Unlock())
 	}
@@ -83,13 +85,13 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 		return nil, errors.Join(fmt.Errorf("open journal %s: %w", o.Path, err), c.close(), lock.Unlock())
 	}
 	s := &Store{
-		path: path, vfs: o.vfs, timeout: o.Timeout, lock: lock,
+		place: p, timeout: o.Timeout, lock: lock,
 		queries: make(chan query),
 		closing: make(chan struct{}),
 		news:    newNews(),
 	}
 	s.writer = &writer{
-		path: path, vfs: o.vfs, log: o.Logger, conn: c,
+		place: p, log: o.Logger, conn: c,
 		tx:        tx{conn: c, chain: chain.String()},
 		queue:     make(chan *change, 2*maxBatch),
 		closing:   s.closing,
@@ -118,10 +120,10 @@ func resolve(path string) (string, error) {
 	return real, err
 }
 
-// prepareFile creates the file if need be, migrates it, and returns the writer's connection.
-func prepareFile(path, vfs string) (_ *conn, err error) {
+// prepare creates the file if need be, migrates it, and returns the writer's connection.
+func (p place) prepare() (_ *conn, err error) {
 	// SQLite would create it readable for all; the log and the index beside it follow its mode.
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := os.OpenFile(p.path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -132,7 +134,7 @@ func prepareFile(path, vfs string) (_ *conn, err error) {
 	if err != nil {
 		return nil, err
 	}
-	c, err := connect(path, "rw", vfs)
+	c, err := p.connect("rw")
 	if err != nil {
 		return nil, err
 	}
@@ -231,4 +233,4 @@ func (n *news) stop() {
 }
 
 // Path is the database file.
-func (s *Store) Path() string { return s.path }
+func (s *Store) Path() string { return s.place.path }

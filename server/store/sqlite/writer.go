@@ -19,7 +19,7 @@ const maxBatch = 128
 // writer is the one goroutine that changes the database. While it commits, changes queue up; all that are there when it
 // comes back share its next transaction, and one fsync.
 type writer struct {
-	path, vfs string
+	place     place
 	log       *slog.Logger
 	queue     chan *change
 	closing   chan struct{}
@@ -206,7 +206,7 @@ func (w *writer) next() *change {
 
 func (w *writer) begin() (err error) {
 	if w.conn == nil {
-		if w.conn, err = reconnect(w.path, "rw", w.vfs); err != nil {
+		if w.conn, err = w.place.reconnect("rw"); err != nil {
 			return err
 		}
 		w.tx.conn = w.conn
@@ -253,22 +253,16 @@ func (w *writer) fail(err error) {
 	}
 }
 
-// settle finds out what a failed commit has left. If the disk failed while the transaction was being synced, its pages may
-// be in the write-ahead log, complete: nobody sees them now, but after a crash they would count. The next transaction
-// overwrites them, so one is written at once. If that does not work either, the outcome is unknown.
+// settle makes sure of what a failed commit has left. If the disk failed while the transaction was being synced, its pages
+// may be in the write-ahead log, complete: nobody sees them now, but after a crash they would count. The next transaction
+// overwrites them, so one is written at once, by the connection that knows where they begin (one that is opened anew would
+// read them). If that does not work either, the outcome is unknown.
 func (w *writer) settle(err error) error {
 	if code(err) != lib.SQLITE_IOERR {
 		return err // full, or locked: the log has no commit record
 	}
-	_ = w.conn.script("ROLLBACK")
-	_ = w.conn.close()
-	w.conn = nil
-	c, cerr := reconnect(w.path, "rw", w.vfs)
-	if cerr != nil {
-		return fmt.Errorf("%w: %w", invalidation.ErrCommitUnknown, err)
-	}
-	defer c.close()
-	if cerr := c.script("PRAGMA user_version = 1"); cerr != nil {
+	_ = w.conn.script("ROLLBACK") // there may be none any more
+	if w.conn.script("PRAGMA user_version = 1") != nil {
 		return fmt.Errorf("%w: %w", invalidation.ErrCommitUnknown, err)
 	}
 	return err
