@@ -22,7 +22,8 @@ type served struct {
 	admin *http.Client
 	log   *lockedBuffer
 
-	grpcListener, httpListener, adminListener *bufconn.Listener
+	grpcListener                *bufconn.Listener
+	httpListener, adminListener *pipeListener
 
 	// stop begins the shutdown, force cuts it short, wait returns what Run returned.
 	stop, force context.CancelFunc
@@ -33,8 +34,8 @@ type served struct {
 func start(t *testing.T, engine server.Engine, change ...func(*server.Parts)) *served {
 	t.Helper()
 	s := &served{
-		log: &lockedBuffer{}, grpcListener: bufconn.Listen(1 << 20), httpListener: bufconn.Listen(1 << 20),
-		adminListener: bufconn.Listen(1 << 20),
+		log: &lockedBuffer{}, grpcListener: bufconn.Listen(1 << 20), httpListener: newPipeListener(),
+		adminListener: newPipeListener(),
 	}
 	parts := server.Parts{
 		Engine: engine, GRPC: s.grpcListener, HTTP: s.httpListener, Admin: s.adminListener,
@@ -81,11 +82,56 @@ func (s *served) run(t *testing.T, srv *server.Server) {
 	})
 }
 
-func clientOf(l *bufconn.Listener) *http.Client {
+func clientOf(l *pipeListener) *http.Client {
 	return &http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return l.DialContext(ctx) },
 	}}
 }
+
+// pipeListener accepts connections within the process. (bufconn is not for net/http: a deadline that net/http sets and
+// takes back may fire afterwards, and end the request.)
+type pipeListener struct {
+	conns  chan net.Conn
+	closed chan struct{}
+	once   sync.Once
+}
+
+func newPipeListener() *pipeListener {
+	return &pipeListener{conns: make(chan net.Conn), closed: make(chan struct{})}
+}
+
+func (l *pipeListener) DialContext(ctx context.Context) (net.Conn, error) {
+	client, srv := net.Pipe()
+	select {
+	case l.conns <- srv:
+		return client, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func (l *pipeListener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.conns:
+		return c, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *pipeListener) Close() error {
+	l.once.Do(func() { close(l.closed) })
+	return nil
+}
+
+func (l *pipeListener) Addr() net.Addr { return pipeAddr{} }
+
+type pipeAddr struct{}
+
+func (pipeAddr) Network() string { return "pipe" }
+func (pipeAddr) String() string  { return "pipe" }
 
 // lockedBuffer is a log that can be read while it is written.
 type lockedBuffer struct {

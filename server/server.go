@@ -48,8 +48,10 @@ type Parts struct {
 
 // Bounds of the steps of a shutdown; together they fit into the half minute that process managers grant.
 const (
-	httpDrain    = 5 * time.Second
-	grpcDrain    = 5 * time.Second
+	httpDrain = 5 * time.Second
+	grpcDrain = 5 * time.Second
+	// handlerEnd is how long handlers may take to end when their connections are gone.
+	handlerEnd   = time.Second
 	attemptDrain = 12 * time.Second
 	// attemptEnd is how long attempts may take to end when they are told to.
 	attemptEnd = 3 * time.Second
@@ -188,20 +190,14 @@ func (s *Server) Run(ctx, force context.Context) error {
 	go func() { defer close(followed); s.followJournal(ctx) }()
 
 	var err error
-	ended := 0
 	select {
 	case <-ctx.Done():
 	case err = <-serving:
-		ended++
 		s.log.Error("a listener ended", "error", err)
 	}
 	s.endDrain()
 	<-followed
-	err = errors.Join(err, s.shutdown(force))
-	for ; ended < cap(serving); ended++ {
-		err = errors.Join(err, <-serving)
-	}
-	return err
+	return errors.Join(err, s.shutdown(force))
 }
 
 // followJournal keeps gRPC health what the journal says, until the drain.
@@ -288,11 +284,11 @@ func (s *Server) step(force context.Context, name string, bound time.Duration, d
 	return nil
 }
 
-// stopGracefully stops a gRPC server when its calls are answered, or when ctx ends.
+// stopGracefully stops a gRPC server when its calls are answered, or when ctx ends. It leaves behind handlers that hear
+// no one: GracefulStop and Stop would both wait for them.
 func stopGracefully(ctx context.Context, srv *grpc.Server) error {
 	defer context.AfterFunc(ctx, srv.Stop)()
-	srv.GracefulStop()
-	return ctx.Err()
+	return within(ctx, handlerEnd, func() error { srv.GracefulStop(); return nil })
 }
 
 // within does something that may not end with ctx; it gives up some time after that.
