@@ -76,7 +76,7 @@ func troubles() []trouble {
 // faultYieldsItsKind strikes each request of a run once.
 func faultYieldsItsKind(t *testing.T, h Harness, d drill, f trouble) {
 	sent, _ := d.clean(t, h)
-	for _, n := range positions(len(sent)) {
+	for _, n := range positions(len(sent), 10) {
 		w, r := d.start(t, h)
 		w.about = fmt.Sprintf("%s at request %d of %d: %s", f.Name, n, len(sent), w.about)
 		w.faults.Add(emulator.Rule{Skip: n - 1, Times: 1, Fault: f.Fault})
@@ -101,12 +101,30 @@ func faultYieldsItsKind(t *testing.T, h Harness, d drill, f trouble) {
 	}
 }
 
+// faultInPreview strikes each request of a preview.
+func faultInPreview(t *testing.T, h Harness, d drill, f trouble) {
+	w, r := d.start(t, h)
+	defer w.close()
+	w.about = f.Name + " in a preview: " + w.about
+	w.faults.Add(emulator.Rule{Fault: f.Fault})
+	p, err := w.a.Preview(w.ctx, r.sel)
+	w.look("preview", p)
+	w.look("error", err)
+	if err != nil {
+		checkError(w.ctx, err, w.errorf)
+		if kind := adapters.KindOf(err); kind == adapters.Uncertain {
+			w.errorf("error %v of kind %s, but a preview changes nothing", err, kind)
+		}
+	}
+	w.untouched()
+}
+
 // hangs leaves each request of a run without an answer. begin makes the context of each call; struck is called when the
 // request arrives.
 func hangs(t *testing.T, h Harness, d drill, begin func(context.Context) (ctx context.Context, struck, end func()), bound time.Duration) {
 	sent, _ := d.clean(t, h)
 	for _, fault := range []emulator.Fault{emulator.Hang(), emulator.Hang().After()} {
-		for _, n := range positions(len(sent)) {
+		for _, n := range positions(len(sent), 16) {
 			w, r := d.start(t, h)
 			w.about = fmt.Sprintf("%s at request %d of %d: %s", fault.Name, n, len(sent), w.about)
 			w.faults.Add(emulator.Rule{Skip: n - 1, Times: 1, Fault: fault})
@@ -169,7 +187,7 @@ func fenceStops(t *testing.T, h Harness, d drill) {
 	if fences < kills {
 		t.Errorf("%s: the fence was asked %d times for %d requests that can end sessions", d.name, fences, kills)
 	}
-	for _, k := range positions(fences) {
+	for _, k := range positions(fences, 20) {
 		w, r := d.start(t, h)
 		w.about = fmt.Sprintf("fence refuses at its call %d of %d: %s", k, fences, w.about)
 		w.tape.refuseFence, w.tape.refuseFrom = errFence, k

@@ -92,6 +92,9 @@ var fakeType = adapters.Type{
 }
 
 func (a *adapter) Supports(sel adapters.Selector) error {
+	if a.flaw == "asks in Supports" {
+		_, _ = a.list(context.Background(), sel)
+	}
 	if !fakeType.Supports(sel.By) && a.flaw != "supports undeclared criteria" {
 		return adapters.Errorf(adapters.Unsupported, "cannot select by %s", sel.By)
 	}
@@ -267,6 +270,9 @@ func (a *adapter) Invalidate(ctx context.Context, req adapters.Request) (res ada
 				res.Sessions = append(res.Sessions, x)
 			}
 			if err != nil {
+				if a.flaw == "goes on after the end" && ctx.Err() != nil {
+					_, _ = a.list(context.WithoutCancel(ctx), sel)
+				}
 				if a.flaw == "takes an error for success" {
 					res.Verification = adapters.Unverifiable
 					return res, nil
@@ -320,10 +326,17 @@ func (a *adapter) Invalidate(ctx context.Context, req adapters.Request) (res ada
 	return res, nil
 }
 
-func (a *adapter) delete(ctx context.Context, id string) (int, error) {
+func (a *adapter) delete(ctx context.Context, id string) (n int, err error) {
 	call := httpclient.Call{
 		Method: http.MethodDelete, Path: "/sessions/" + url.PathEscape(id),
-		Mutating: a.flaw != "does not fence" && a.flaw != "fences the wrong request",
+		Mutating: a.flaw != "does not fence" && a.flaw != "fences the wrong request" && a.flaw != "fences too late",
+	}
+	if a.flaw == "fences too late" {
+		defer func() {
+			if fenceErr := adapters.Fence(ctx); fenceErr != nil {
+				n, err = 0, fenceErr
+			}
+		}()
 	}
 	if a.flaw == "outlives its context" {
 		f := ctx

@@ -76,6 +76,9 @@ func (h Harness) selectors(c adapters.Criteria, seeded []adapters.Session) []ada
 	if c.Has(adapters.ByGroup) {
 		groups = lists(h.Groups)
 	}
+	if len(users) > 1 && len(providers) > 1 && len(groups) > 1 {
+		users = users[:2] // by user and provider, and by user and group, have had the others
+	}
 	var sels []adapters.Selector
 	for _, u := range users {
 		for _, p := range providers {

@@ -51,6 +51,7 @@ func Run(t *testing.T, h Harness) {
 		bubble(t, "SessionsThatBeginMeanwhileDoNotHoldTheRunUp/"+d.name, func(t *testing.T) { newcomers(t, h, d) })
 	}
 	for _, f := range troubles() {
+		bubble(t, "FaultInAPreviewEndsNobody/"+f.Name, func(t *testing.T) { faultInPreview(t, h, drills[0], f) })
 		for _, d := range drills[:min(2, len(drills))] {
 			bubble(t, "FaultYieldsItsKind/"+d.name+"/"+f.Name, func(t *testing.T) { faultYieldsItsKind(t, h, d, f) })
 		}
@@ -355,6 +356,9 @@ func endsExactly(t *testing.T, h Harness, c adapters.Criteria) {
 			w.close()
 			continue
 		}
+		if n := len(w.tape.sent()); n > 0 {
+			w.errorf("Supports sent %d requests", n)
+		}
 		supported++
 		ended, kept := h.split(sel, w.seeded)
 		if len(ended) > 0 && (len(kept) > 0 || c == adapters.All) {
@@ -581,11 +585,14 @@ func (w *world) finish(r *run) {
 	w.judgeCount(r.out, w.judge(true, r.sel))
 }
 
-// positions are the requests at which a run of n requests is broken: all, or the first and last few and some between.
-func positions(n int) []int {
+// positions are the requests at which a run of n requests is broken: all, or, of more than most, the first, the last and
+// some between.
+func positions(n, most int) []int {
 	var out []int
+	head, tail := most/2, most/4
+	step := max(1, (n-head-tail)/max(1, most-head-tail))
 	for i := 1; i <= n; i++ {
-		if n <= 20 || i <= 8 || i > n-6 || i%((n-14)/6+1) == 0 {
+		if n <= most || i <= head || i > n-tail || (i-head)%step == 0 {
 			out = append(out, i)
 		}
 	}
@@ -611,7 +618,7 @@ func repeatIsHarmless(t *testing.T, h Harness, d drill) {
 func crashLosesNothing(t *testing.T, h Harness, d drill) {
 	sent, _ := d.clean(t, h)
 	for _, after := range []bool{false, true} {
-		for _, n := range positions(len(sent)) {
+		for _, n := range positions(len(sent), 20) {
 			w, r := d.start(t, h)
 			w.about = fmt.Sprintf("crash at request %d of %d, after its effect %t: %s", n, len(sent), after, w.about)
 			w.tape.dieAt, w.tape.dieAfter = n, after

@@ -73,6 +73,16 @@ func TestSuiteFailsAFlawedAdapter(t *testing.T) {
 		{"keeps newcomers to itself", "SessionsThatBeginMeanwhileDoNotHoldTheRunUp/^all$", "SIGNED_IN_AGAIN"},
 		{"acts in the probe", "ProbeEndsNobody", "which can end sessions"},
 		{"is always healthy", "ProbeReportsWhatIsWrong", "healthy:"},
+		{"ignores the provider's name", "EndsNobodyUnderNamesTheTargetDoesNotHave", "ENDED A SESSION IT MUST NOT"},
+		{"does not warn", "RepeatIsHarmless/^user$", "the second time"},
+		{"believes its memory", "StormOfFaultsEndsRight/^user$", "complete, but still signed in"},
+		{"does not fence", "FenceStopsEveryRequestThatEndsSessions/^all$", "the fence was asked 0 times"},
+		{"fences too late", "FenceStopsEveryRequestThatEndsSessions/^all$", "but the fence let only 0 pass"},
+		{"has no limit", "LimitStopsEveryRequest", "want the limit's"},
+		{"outlives its context", "CancelledContextSendsNothing", "requests were sent"},
+		{"goes on after the end", "CancellationEndsTheCall/^all$", "was sent after the context had ended"},
+		{"shows the upstream's body", "FaultInAPreviewEndsNobody", "shows an upstream's body"},
+		{"asks in Supports", "EndsExactlyTheMatchedSessions/^all$", "Supports sent 1 requests"},
 		{"mixes up runs", "RunsAtOnceEndTheUnion", "complete, but still signed in"},
 	} {
 		t.Run(string(test.flaw), func(t *testing.T) {
