@@ -21,7 +21,7 @@ func TestSupportsRefusesWhatElementCannotSay(t *testing.T) {
 		why adapters.Reason
 	}{
 		"NamedProvider":        {at(adapters.Provider{Type: "Idp", Name: "okta"}), adapters.ReasonUnknownProvider},
-		"ProviderToBeListed":   {at(adapters.Provider{Type: "Idp", MustBeListed: true}), adapters.ReasonUnknownProvider},
+		"ProviderToBeListed":   {at(adapters.Provider{Type: "Idp", Name: "okta", MustBeListed: true}), adapters.ReasonUnknownProvider},
 		"UnknownProvider":      {at(adapters.Provider{Type: "oidc"}), adapters.ReasonUnknownProvider},
 		"ProviderInOtherCase":  {at(adapters.Provider{Type: "LDAP"}), adapters.ReasonUnknownProvider},
 		"UserBoundElsewhere":   {adapters.Selector{By: adapters.ByUser, Users: []adapters.User{{Name: "a", At: []adapters.Provider{{Type: "x"}}}}}, adapters.ReasonUnknownProvider},
