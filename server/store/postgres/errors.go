@@ -12,6 +12,8 @@ import (
 const (
 	serializationFailure = "40001"
 	deadlockDetected     = "40P01"
+	// stalePlan: a newer program has migrated the schema meanwhile.
+	stalePlan = "0A000"
 	// refused is ours: a trigger of the schema refuses a change.
 	refused = "ES001"
 )

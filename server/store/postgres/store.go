@@ -1,0 +1,215 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/endsession/endsession/adapters/secret"
+	"github.com/endsession/endsession/server/invalidation"
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// Defaults of [Options].
+const (
+	// DefaultTimeout bounds a call whose context does not.
+	DefaultTimeout = 10 * time.Second
+	// DefaultMaxConns is how many connections answer calls; one more listens.
+	DefaultMaxConns = 16
+)
+
+// Options say where the journal is.
+type Options struct {
+	// DSN is a connection string, as URL or as key=value pairs. The first schema of its search path is the journal's.
+	DSN secret.String
+	// Logger may be nil.
+	Logger *slog.Logger
+	// Owner names this process in what the server shows of its connections (application_name); it may be empty.
+	Owner string
+	// Timeout is how long a call waits for a database that does not answer; twice as long for a transaction that has begun.
+	// 0 is DefaultTimeout.
+	Timeout time.Duration
+	// MaxConns bounds the connections; 0 is DefaultMaxConns.
+	MaxConns int
+}
+
+// Store is the journal in a PostgreSQL database.
+type Store struct {
+	pool    *pgxpool.Pool
+	timeout time.Duration
+	log     *slog.Logger
+	gate    gate
+	news    *news
+	closed  atomic.Bool
+	close   sync.Once
+
+	mu      sync.Mutex
+	renewed time.Time // when the connections were last given up together
+}
+
+var _ invalidation.Store = (*Store)(nil)
+
+// Open connects to the journal, creates it or brings its schema up to date. Replicas may start together. It fails if a newer
+// program has written the journal, or if the server does not answer within the timeout.
+func Open(ctx context.Context, o Options) (_ *Store, err error) {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Timeout == 0 {
+		o.Timeout = DefaultTimeout
+	}
+	if o.MaxConns == 0 {
+		o.MaxConns = DefaultMaxConns
+	}
+	cfg, err := pgxpool.ParseConfig(o.DSN.Reveal())
+	if err != nil {
+		// The driver's message holds what it could not parse, perhaps the password.
+		return nil, errors.New("open journal: the DSN cannot be parsed")
+	}
+	s := &Store{timeout: o.Timeout, log: o.Logger}
+	s.configure(cfg, o)
+	schema, err := s.prepare(ctx, cfg.ConnConfig)
+	if err != nil {
+		return nil, fmt.Errorf("open journal: %w", err)
+	}
+	if s.pool, err = pgxpool.NewWithConfig(ctx, cfg); err != nil {
+		return nil, fmt.Errorf("open journal: %w", failure(err))
+	}
+	s.news = newNews(s, cfg.ConnConfig, schema)
+	if err := s.news.listen(ctx); err != nil {
+		s.pool.Close()
+		return nil, fmt.Errorf("open journal: %w", failure(err))
+	}
+	s.news.start()
+	return s, nil
+}
+
+// configure adds what the journal needs to what the DSN says.
+func (s *Store) configure(cfg *pgxpool.Config, o Options) {
+	cfg.MaxConns = int32(o.MaxConns)
+	cfg.MinConns = 0
+	cfg.ConnConfig.ConnectTimeout = min(5*time.Second, o.Timeout)
+	params := cfg.ConnConfig.RuntimeParams
+	if params["application_name"] == "" {
+		params["application_name"] = "endsession"
+		if o.Owner != "" {
+			params["application_name"] += " " + o.Owner
+		}
+	}
+	ms := func(d time.Duration) string { return strconv.FormatInt(max(d.Milliseconds(), 1), 10) }
+	// The server gives up before the client does, so that the client knows how it ended.
+	params["statement_timeout"] = ms(o.Timeout * 4 / 5)
+	params["lock_timeout"] = ms(o.Timeout / 2)
+	// A client that is frozen between the two halves of a cancellation holds its locks only so long.
+	params["idle_in_transaction_session_timeout"] = ms(o.Timeout)
+	// Every statement sees what was committed before it: the SQL relies on it.
+	params["default_transaction_isolation"] = "read committed"
+	// Statements are short and the same ones come again: planning them once is enough, compiling them never pays.
+	params["plan_cache_mode"] = "force_generic_plan"
+	params["jit"] = "off"
+	cfg.BeforeConnect = func(context.Context, *pgx.ConnConfig) error { return s.gate.pass() }
+	cfg.AfterConnect = func(ctx context.Context, c *pgx.Conn) error {
+		err := begin(ctx, c)
+		s.gate.report(err)
+		return err
+	}
+}
+
+// prepare brings the schema up to date, on a connection of its own, and returns its OID.
+func (s *Store) prepare(ctx context.Context, cfg *pgx.ConnConfig) (schema uint32, err error) {
+	ms, err := readMigrations(migrationFiles)
+	if err != nil {
+		return 0, err
+	}
+	cfg = cfg.Copy()
+	// A migration may take its time, and waits for that of another replica.
+	delete(cfg.RuntimeParams, "statement_timeout")
+	delete(cfg.RuntimeParams, "lock_timeout")
+	c, err := pgx.ConnectConfig(ctx, cfg)
+	if err != nil {
+		return 0, failure(err)
+	}
+	defer func() { _ = c.Close(context.WithoutCancel(ctx)) }()
+	if schema, err = currentSchema(ctx, c); err != nil {
+		return 0, err
+	}
+	if err := migrate(ctx, c, schema, ms); err != nil {
+		return 0, err
+	}
+	var fsync string
+	if err := c.QueryRow(ctx, `SHOW fsync`).Scan(&fsync); err != nil {
+		return 0, err
+	}
+	if fsync != "on" {
+		s.log.Warn("the database server runs with fsync off: what it has committed can be lost when the machine fails")
+	}
+	return schema, nil
+}
+
+// backend is what is known of a connection's other end.
+type backend struct {
+	pid   int32
+	start time.Time
+	born  time.Time // by this process's clock
+	trail trail
+}
+
+// trail is a connection's chain of audit events. One connection runs one transaction at a time, so its events are numbered
+// without gaps and in the order of their commits, and no two transactions wait for each other's numbers.
+type trail struct {
+	chain string
+	seq   int64
+}
+
+const backendKey = "endsession"
+
+// begin readies a new connection.
+func begin(ctx context.Context, c *pgx.Conn) error {
+	chain, err := uuid.NewV7() // chains sort by the time of their beginning
+	if err != nil {
+		return err
+	}
+	b := &backend{born: time.Now(), trail: trail{chain: chain.String()}}
+	// Whoever set it off for the role or the database did not mean the journal.
+	if err := c.QueryRow(ctx, `SELECT a.pid, a.backend_start,
+  CASE current_setting('synchronous_commit') WHEN 'off' THEN set_config('synchronous_commit', 'on', false) END
+FROM pg_stat_get_activity(pg_backend_pid()) AS a`).Scan(&b.pid, &b.start, new(*string)); err != nil {
+		return err
+	}
+	c.PgConn().CustomData()[backendKey] = b
+	return nil
+}
+
+func backendOf(c *pgx.Conn) *backend { return c.PgConn().CustomData()[backendKey].(*backend) }
+
+// Now is the database's clock.
+func (s *Store) Now(ctx context.Context) (now time.Time, err error) {
+	err = s.read(ctx, func(ctx context.Context, c *pgx.Conn) error {
+		return c.QueryRow(ctx, `SELECT clock_timestamp()`).Scan(&now)
+	})
+	if err != nil {
+		return time.Time{}, fmt.Errorf("read the clock: %w", err)
+	}
+	return now.UTC(), nil
+}
+
+// OnChange registers f. For changes of this process it is called before the method that made them returns, for those of
+// others when they are told.
+func (s *Store) OnChange(f func(id string)) { s.news.subscribe(f) }
+
+// Close waits for transactions under way and closes the connections.
+func (s *Store) Close() error {
+	s.close.Do(func() {
+		s.closed.Store(true)
+		s.news.stop() // tells what is left
+		s.pool.Close()
+	})
+	return nil
+}
