@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -383,6 +385,24 @@ func TestDevicesByAddressAreFiltered(t *testing.T) {
 	})
 }
 
+// The filter would hide the units of a cluster, or a device given by another name.
+func TestOnlyAddressesAreFiltered(t *testing.T) {
+	for _, scope := range []bigiq.Scope{
+		{Clusters: []string{"BlueCluster"}, Devices: []string{"10.255.6.1"}},
+		{AccessGroups: []string{"TestGroup2"}, Devices: []string{"10.255.6.1"}},
+		{Devices: []string{"10.255.6.1", "guest.labf.com"}},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			x := newTarget(t, bigiqtest.Options{}, func(c *bigiq.Config) { c.Scope.Scope = scope })
+			x.populate()
+			before := len(x.Sessions())
+			if r := x.must(t, byUser("alice")); len(r.warnings) > 0 || len(x.Sessions()) != before-2 {
+				t.Errorf("scope %+v: warnings %v, %d of %d sessions left, want 2 fewer", scope, r.warnings, len(x.Sessions()), before)
+			}
+		})
+	}
+}
+
 // Two devices with one address: which one is meant cannot be known.
 func TestAmbiguousDeviceIsRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -640,6 +660,32 @@ func TestSeveralUsersOneRefused(t *testing.T) {
 	})
 }
 
+// One user's refusal does not end the run while another's outcome is unknown.
+func TestSeveralUsersTheMostUrgentVerdictCounts(t *testing.T) {
+	for _, lostFirst := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			x := newTarget(t, bigiqtest.Options{})
+			lost := emulator.Answer(200, http.Header{"Content-Type": {"application/json"}}, `{"id":"never-heard-of"}`)
+			faults := []emulator.Fault{lost, emulator.Status(http.StatusBadRequest)}
+			if !lostFirst {
+				slices.Reverse(faults)
+			}
+			for i, f := range faults {
+				x.faults.Add(emulator.Rule{Match: emulator.On("POST", tasksPath), Skip: i, Times: 1, Fault: f})
+			}
+			r := &run{}
+			err := x.drive(t, r, byUser("alice", "bob"))
+			wantError(t, err, adapters.Uncertain, "")
+			if !strings.Contains(err.Error(), "2 of 2") {
+				t.Errorf("error %q does not say how many", err)
+			}
+			if err := x.drive(t, r, byUser("alice", "bob")); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 func TestFewTasksAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		x := newTarget(t, bigiqtest.Options{TaskTime: 10 * time.Second})
@@ -801,4 +847,50 @@ func TestLogsAndErrorsShowNoSecretsAndNoBodies(t *testing.T) {
 			}
 		}
 	})
+}
+
+// Over a real connection: the emulator's authority is trusted by ca_file, and by nothing else.
+func TestOverTLS(t *testing.T) {
+	s := bigiqtest.New(bigiqtest.Options{TaskTime: time.Millisecond})
+	s.SignIn(adapters.Session{Device: bigiqtest.Branch, Username: "alice"})
+	base, ca, stop, err := emulator.ServeTLS(s.Handler())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stop()
+	conf := config(s)
+	conf.URL = base
+	untrusting, err := conf.Open(adapters.Deps{Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, err := untrusting.Probe(t.Context())
+	if err != nil || len(h.Checks) != 1 || h.Checks[0].Name != "tls" || h.Checks[0].Status != adapters.CheckFailed {
+		t.Errorf("without ca_file: %+v, %v", h, err)
+	}
+	conf.CAFile = filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(conf.CAFile, ca, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	a, err := conf.Open(adapters.Deps{Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if h, err := a.Probe(t.Context()); err != nil || !h.Healthy() {
+		t.Errorf("with ca_file: %+v, %v", h, err)
+	}
+	var resume json.RawMessage
+	for {
+		res, err := a.Invalidate(t.Context(), adapters.Request{Selector: byUser("alice"), Resume: resume})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if res.Pending == nil {
+			break
+		}
+		resume = res.Pending.Resume
+	}
+	if n := len(s.Sessions()); n != 0 {
+		t.Errorf("%d sessions left", n)
+	}
 }

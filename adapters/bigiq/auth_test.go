@@ -71,6 +71,9 @@ func TestUnauthorizedForGood(t *testing.T) {
 		x.faults.Add(emulator.Rule{Match: isPoll, Fault: emulator.Status(http.StatusUnauthorized)})
 		r := &run{resume: res.Pending.Resume}
 		wantError(t, x.drive(t, r, byUser("alice")), adapters.Credentials, "")
+		if r.result.Pending == nil || !strings.Contains(string(r.result.Pending.Resume), x.Tasks()[0].ID) {
+			t.Errorf("the error carries no resume state with the task: %+v", r.result)
+		}
 		if n := x.count("GET", tasksPath+"/"); n != 2 {
 			t.Errorf("polled %d times, want twice", n)
 		}
@@ -243,5 +246,24 @@ func TestTokenCapIsBusy(t *testing.T) {
 		wantError(t, x.drive(t, &run{}, byUser("alice")), adapters.Busy, "")
 		time.Sleep(5 * time.Minute)
 		x.must(t, byUser("alice"))
+	})
+}
+
+// Whoever waited for a caller that gave up tries for itself.
+func TestACallerThatGivesUpFailsNobodyElse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x := newTarget(t, bigiqtest.Options{})
+		x.faults.Add(emulator.Rule{Match: emulator.On("POST", "/mgmt/shared/authn/login"), Times: 1, Fault: emulator.Hang()})
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if _, err := x.Invalidate(ctx, adapters.Request{Selector: byUser("alice")}); err == nil {
+				t.Error("the call outlived its deadline")
+			}
+		})
+		synctest.Wait()
+		wg.Go(func() { x.must(t, byUser("bob")) })
+		wg.Wait()
 	})
 }

@@ -122,7 +122,7 @@ func narrow(narrowed bool, providers []adapters.Provider, groups []adapters.Grou
 	var at []string
 	for _, p := range providers {
 		switch {
-		case p.Type != typeAccessGroup || p.Name == "" || p.MustBeListed:
+		case p.Type != typeAccessGroup || p.MustBeListed:
 			return false, Scope{}, unsupported(adapters.ReasonUnknownProvider, "BIG-IQ knows a provider only as the access groups it is mapped to")
 		case checkName(p.Name) != nil:
 			return false, Scope{}, unsupported(adapters.ReasonUnknownProvider, "%q cannot be the name of an access group", p.Name)
