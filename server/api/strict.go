@@ -18,8 +18,12 @@ import (
 // MaxMessage is how many bytes a request may have.
 const MaxMessage = 1 << 20
 
-// rules holds requests against the contract.
-type rules struct{ validator protovalidate.Validator }
+// maxFullReport is how many bytes a request may have to be told all that is wrong with it. A violation takes hundreds of
+// times the memory of an empty item on the wire, so of a larger request only the first is reported.
+const maxFullReport = 16 << 10
+
+// rules holds requests against the contract. Both validators have the same rules; first stops at the first violation.
+type rules struct{ first, all protovalidate.Validator }
 
 // newRules compiles the rules of every request, so that one that does not compile is found at start.
 func newRules() (rules, error) {
@@ -28,11 +32,16 @@ func newRules() (rules, error) {
 	for i := range methods.Len() {
 		requests = append(requests, methods.Get(i).Input())
 	}
-	validator, err := protovalidate.New(protovalidate.WithMessageDescriptors(requests...), protovalidate.WithDisableLazy())
+	options := []protovalidate.ValidatorOption{protovalidate.WithMessageDescriptors(requests...), protovalidate.WithDisableLazy()}
+	all, err := protovalidate.New(options...)
 	if err != nil {
 		return rules{}, fmt.Errorf("compile the contract's rules: %w", err)
 	}
-	return rules{validator}, nil
+	first, err := protovalidate.New(append(options, protovalidate.WithFailFast())...)
+	if err != nil {
+		return rules{}, fmt.Errorf("compile the contract's rules: %w", err)
+	}
+	return rules{first: first, all: all}, nil
 }
 
 // check returns what is wrong with a request. The error means that the rules could not be applied. Messages of other
@@ -43,13 +52,18 @@ func (r rules) check(m proto.Message) ([]Violation, error) {
 		return []Violation{{Description: "the request is not a valid protobuf message"}}, nil
 	case m.ProtoReflect().Descriptor().ParentFile().Package() != endsessionv1.File_endsession_v1_service_proto.Package():
 		return nil, nil
-	case proto.Size(m) > MaxMessage:
+	}
+	size := proto.Size(m)
+	if size > MaxMessage {
 		return []Violation{{Description: fmt.Sprintf("the request is larger than %d bytes", MaxMessage)}}, nil
 	}
 	if unknown := unknownFields(nil, "", m.ProtoReflect()); len(unknown) > 0 {
 		return unknown, nil
 	}
-	err := r.validator.Validate(m)
+	err := r.first.Validate(m)
+	if err != nil && size <= maxFullReport {
+		err = r.all.Validate(m)
+	}
 	if err == nil {
 		return nil, nil
 	}
