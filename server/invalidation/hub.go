@@ -31,11 +31,21 @@ func (h *hub) subscribe(id string) (<-chan struct{}, func()) {
 	}
 }
 
-// changed wakes the waiters of an invalidation. It never blocks.
+// changed wakes the waiters of an invalidation, or all of them for [AnyChange]. It never blocks.
 func (h *hub) changed(id string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for ch := range h.waiters[id] {
+	if id == AnyChange {
+		for _, waiters := range h.waiters {
+			wake(waiters)
+		}
+		return
+	}
+	wake(h.waiters[id])
+}
+
+func wake(waiters map[chan struct{}]struct{}) {
+	for ch := range waiters {
 		select {
 		case ch <- struct{}{}:
 		default: // already told

@@ -97,12 +97,16 @@ type Store interface {
 	Prune(ctx context.Context, before time.Time, limit int) (removed int, err error)
 
 	// OnChange registers f to be called after every committed change of an invalidation or a pause, in this process or, if
-	// the journal is shared, another; id is empty for a pause. f must not block. Call it before anything else.
+	// the journal is shared, another; id is empty for a pause. If changes of other processes may have been missed, id is
+	// [AnyChange]. f must not block. Call it before anything else.
 	OnChange(f func(id string))
 
 	// Close waits for transactions under way and closes the journal. Methods called afterwards return ErrUnavailable.
 	Close() error
 }
+
+// AnyChange is told in place of an ID when any invalidation may have changed: whoever waits for one shall look.
+const AnyChange = "*"
 
 // Acceptance is what Accept journals.
 type Acceptance struct {
