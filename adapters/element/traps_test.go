@@ -431,16 +431,22 @@ func TestVersionNegotiation(t *testing.T) {
 }
 
 func TestTooOldOrWrongAddress(t *testing.T) {
-	for name, o := range map[string]elementtest.Options{
-		"OlderThan12":  {Versions: []string{"1.0", "11.3"}},
-		"Node":         {Node: true},
-		"NodeUnlisted": {Node: true, NoMethodList: true},
-		"NoAPIAtAll":   {Versions: []string{"99.0"}},
+	for name, test := range map[string]struct {
+		o    elementtest.Options
+		says string
+	}{
+		"OlderThan12":  {elementtest.Options{Versions: []string{"1.0", "11.3"}}, "no API version 12.0 or later"},
+		"Node":         {elementtest.Options{Node: true}, "single node"},
+		"NodeUnlisted": {elementtest.Options{Node: true, NoMethodList: true}, "single node"},
+		"NoAPIAtAll":   {elementtest.Options{Versions: []string{"99.0"}}, "no Element API"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			c := start(o)
+			c := start(test.o)
 			_, err := call(t, c.open(t), user("alice"))
 			wantKind(t, err, adapters.Rejected)
+			if !strings.Contains(fmt.Sprint(err), test.says) {
+				t.Errorf("error %v, want it to say %q", err, test.says)
+			}
 			if c.deletes() != 0 {
 				t.Errorf("sent %v", c.methods())
 			}
