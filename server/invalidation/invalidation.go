@@ -135,7 +135,7 @@ func (i Invalidation) InvalidatedCount() (count int, known, minimum bool) {
 // mayCount reports whether sessions may have ended in the run, or still may: everything but a run that never sent
 // anything and never will.
 func (r Run) mayCount() bool {
-	return !r.State.Final() || r.State == RunSucceeded || r.Attempts > 0
+	return !r.State.Final() || r.State == RunSucceeded || r.State != RunUnsupported && r.Attempts > 0
 }
 
 // Run returns the run at a target.

@@ -126,7 +126,9 @@ func (e *Engine) resolve(ctx context.Context, t Target, sel Selector, run Run, n
 		run = warn(run, w)
 	}
 	if res.Nothing {
-		run = warn(run, adapters.Warning{Code: adapters.WarnNothingCanMatch, Message: "no session at this target can match; nothing was sent"})
+		if !warned(run, adapters.WarnNothingCanMatch) { // the resolver knows better why
+			run = warn(run, adapters.Warning{Code: adapters.WarnNothingCanMatch, Message: "no session at this target can match; nothing was sent"})
+		}
 		run.State = RunSucceeded
 		run.Counted = true
 		return finish(run, now)

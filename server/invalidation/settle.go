@@ -164,11 +164,16 @@ func warn(run Run, w adapters.Warning) Run {
 	return run
 }
 
+// warned reports whether the run has a warning of that code.
+func warned(run Run, code adapters.Reason) bool {
+	return slices.ContainsFunc(run.Warnings, func(w adapters.Warning) bool { return w.Code == code })
+}
+
 func succeed(run Run, a attempt) Run {
 	run.State = RunSucceeded
 	run.Error = nil
 	run.Verification = a.result.Verification
-	nothing := slices.ContainsFunc(run.Warnings, func(w adapters.Warning) bool { return w.Code == adapters.WarnNothingCanMatch })
+	nothing := warned(run, adapters.WarnNothingCanMatch)
 	if nothing && !run.Counted && !a.sent && !run.CountIsMinimum {
 		run.Counted = true // exactly none: nothing was sent
 	}
