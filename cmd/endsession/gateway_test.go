@@ -1,0 +1,211 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"io"
+	"log/slog"
+	"math/big"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/endsession/endsession/adapters/emulator"
+	"github.com/endsession/endsession/server"
+	"github.com/endsession/endsession/server/config"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+)
+
+// certificate writes a certificate for this machine and its key; it is its own authority.
+func certificate(t testing.TB, certFile, keyFile string) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Virtual time begins in 2000.
+	c := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "localhost"},
+		NotBefore: time.Date(1999, 1, 1, 0, 0, 0, 0, time.UTC), NotAfter: time.Now().AddDate(30, 0, 0),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
+		DNSNames: []string{"localhost"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, c, c, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, block := range map[string]*pem.Block{certFile: {Type: "CERTIFICATE", Bytes: der}, keyFile: {Type: "PRIVATE KEY", Bytes: private}} {
+		if name == "" {
+			continue
+		}
+		if err := os.WriteFile(name, pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// memoryGateway is a whole gateway without a socket: virtual time works.
+type memoryGateway struct {
+	lab  *lab
+	grpc *grpc.ClientConn
+	http *http.Client
+	// sent is what the gateway sent to each target.
+	sent map[string]*emulator.Recorder
+	log  *lockedBuffer
+}
+
+// startInMemory serves the configuration in dir until the test, or the bubble, ends.
+func startInMemory(t *testing.T, l *lab, path string) *memoryGateway {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conf, err := config.Parse(path, text, registry(), config.Environment{
+		LookupEnv: func(name string) (string, bool) { v, ok := labEnv[name]; return v, ok },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := &memoryGateway{lab: l, sent: map[string]*emulator.Recorder{}, log: &lockedBuffer{}}
+	for _, target := range l.targets {
+		g.sent[target] = emulator.NewRecorder(emulator.Transport(l.systems[target].Handler()))
+	}
+	listeners := map[string]*pipeListener{}
+	srv, err := server.Open(t.Context(), server.Options{
+		Config: conf, Logger: slog.New(slog.NewTextHandler(g.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Transport: func(target string) http.RoundTripper { return g.sent[target] },
+		Listen: func(_ context.Context, _, address string) (net.Listener, error) {
+			listeners[address] = newPipeListener()
+			return listeners[address], nil
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- srv.Run(ctx, context.Background()) }()
+	g.grpc, err = grpc.NewClient("passthrough:///memory", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			return listeners[conf.Listen.GRPC].DialContext(ctx)
+		}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.http = &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return listeners[conf.Listen.HTTP].DialContext(ctx)
+	}}}
+	t.Cleanup(func() {
+		_ = g.grpc.Close()
+		g.http.CloseIdleConnections()
+		stop()
+		if err := <-ended; err != nil {
+			t.Errorf("the gateway ended with %v\n%s", err, g.log)
+		}
+	})
+	return g
+}
+
+// post sends a body to a path of the REST API, whose host is the client's affair.
+func post(t testing.TB, client *http.Client, url, body string) (status int, answer string) {
+	t.Helper()
+	resp, err := client.Post(url, "application/json", strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode, string(b)
+}
+
+// pipeListener accepts connections within the process.
+type pipeListener struct {
+	conns  chan net.Conn
+	closed chan struct{}
+	once   sync.Once
+}
+
+func newPipeListener() *pipeListener {
+	return &pipeListener{conns: make(chan net.Conn), closed: make(chan struct{})}
+}
+
+func (l *pipeListener) DialContext(ctx context.Context) (net.Conn, error) {
+	client, srv := net.Pipe()
+	select {
+	case l.conns <- srv:
+		return client, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func (l *pipeListener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.conns:
+		return c, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *pipeListener) Close() error {
+	l.once.Do(func() { close(l.closed) })
+	return nil
+}
+
+func (l *pipeListener) Addr() net.Addr { return pipeAddr{} }
+
+type pipeAddr struct{}
+
+func (pipeAddr) Network() string { return "pipe" }
+func (pipeAddr) String() string  { return "pipe" }
+
+// lockedBuffer is an output that can be read while it is written.
+type lockedBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
+}
+
+// memoryDir prepares a directory with the lab's configuration for a gateway in memory.
+func memoryDir(t *testing.T) (path string) {
+	t.Helper()
+	dir := t.TempDir()
+	for _, name := range authorities {
+		certificate(t, filepath.Join(dir, name), "")
+	}
+	return labConfig{dir: dir, listen: [3]string{"127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"}}.write(t)
+}
