@@ -93,3 +93,8 @@ func (s *Store) Query(ctx context.Context, query string) error {
 		return c.each(ctx, func(*row) error { return nil }, query)
 	})
 }
+
+// Break has the writer drop its connection, as an outage does.
+func (s *Store) Break(ctx context.Context) error {
+	return s.change(ctx, func(*tx) error { return unavailable(errors.New("broken by a test")) })
+}

@@ -461,3 +461,5 @@ func TestRead_IsInterrupted(t *testing.T) {
 		t.Errorf("Get afterwards: %v", err)
 	}
 }
+
+func isUnavailable(err error) bool { return errors.Is(err, invalidation.ErrUnavailable) }

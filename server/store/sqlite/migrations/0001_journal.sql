@@ -63,7 +63,7 @@ CREATE TABLE runs (
   -- a lost answer (LOST); one was continued (RUNNING); or nothing was changed (KEPT).
   lease_from         TEXT    CHECK (lease_from = 'PENDING' OR lease_from = 'RETRYING' OR lease_from = 'LOST' OR lease_from = 'RUNNING' OR lease_from = 'KEPT'),
   -- When the run can be claimed: NULL once it is final, 0 at once.
-  due_time           INTEGER AS (CASE WHEN complete_time IS NULL THEN coalesce(lease_until, next_attempt_time, 0) END) VIRTUAL,
+  due_time           INTEGER AS (CASE WHEN complete_time IS NULL THEN coalesce(lease_until, next_attempt_time, 0) END) STORED,
   counted            INTEGER NOT NULL CHECK (counted IN (0, 1)),
   count              INTEGER NOT NULL CHECK (count >= 0),
   count_is_minimum   INTEGER NOT NULL CHECK (count_is_minimum IN (0, 1)),
@@ -146,7 +146,7 @@ CREATE TRIGGER runs_transition BEFORE UPDATE OF state ON runs WHEN NOT (
   OR OLD.state = 'PENDING' AND NEW.state <> 'RETRYING'
   OR OLD.state = 'RUNNING' AND NEW.state <> 'PENDING'
   OR OLD.state = 'RETRYING' AND (NEW.state = 'RUNNING' OR NEW.state = 'FAILED' OR NEW.state = 'CANCELLED')
-  OR OLD.state = 'RUNNING' AND NEW.state = 'PENDING' AND OLD.lease_from = 'PENDING' AND NEW.attempts = OLD.attempts - 1
+  OR OLD.state = 'RUNNING' AND NEW.state = 'PENDING' AND OLD.lease_from IS 'PENDING' AND NEW.attempts = OLD.attempts - 1
 )
 BEGIN SELECT RAISE(ABORT, 'illegal state transition'); END;
 
