@@ -353,7 +353,9 @@ func (a *Adapter) next(p *progress, result adapters.Result) (adapters.Result, er
 	case running < maxRunning && slices.ContainsFunc(p.Tasks, task.waiting):
 		return p.pending(result, 0), nil
 	case running > 0:
-		return p.pending(result, min(firstPoll<<min(p.Polls, 10), lastPoll)), nil
+		result = p.pending(result, min(firstPoll<<min(p.Polls, 10), lastPoll))
+		result.Pending.Poll = true
+		return result, nil
 	}
 	return p.finish(result)
 }

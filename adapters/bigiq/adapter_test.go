@@ -89,6 +89,9 @@ func TestPollingSlowsDown(t *testing.T) {
 		if r.waited[0] != 250*time.Millisecond {
 			t.Errorf("first waits %v, want 250ms", r.waited[0])
 		}
+		if !r.polls[0] || !r.polls[len(r.polls)-1] {
+			t.Errorf("calls that only poll: %v", r.polls)
+		}
 		if !slices.IsSorted(r.waited) || r.waited[len(r.waited)-1] != 5*time.Second {
 			t.Errorf("waits %v, want longer and longer up to 5s", r.waited)
 		}
@@ -414,6 +417,17 @@ func TestAmbiguousDeviceIsRefused(t *testing.T) {
 	})
 }
 
+// What was looked up by address alone does not show that another device has the same host name.
+func TestFilteredInventoryDecidesNothingElse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		devices := []bigiqtest.Device{{MachineID: "m1", Address: "10.0.0.1", Hostname: "twin"}, {MachineID: "m2", Address: "10.0.0.2", Hostname: "twin"}}
+		x := newTarget(t, bigiqtest.Options{Devices: devices}, func(c *bigiq.Config) { c.Scope.Scope = bigiq.Scope{Devices: []string{"10.0.0.1"}} })
+		x.must(t, byUser("alice"))
+		sel := adapters.Selector{By: adapters.ByGroup, Groups: []adapters.Group{group("device", "twin")}}
+		wantError(t, x.drive(t, &run{}, sel), adapters.Rejected, adapters.ReasonUnknownScope)
+	})
+}
+
 func TestListedSessions(t *testing.T) {
 	sel := func(keys ...adapters.SessionKey) adapters.Selector {
 		return adapters.Selector{By: adapters.BySessions, Sessions: keys}
@@ -634,6 +648,9 @@ func TestSeveralUsers(t *testing.T) {
 		}
 		if err := x.drive(t, r, byUser(names...)); err != nil {
 			t.Fatal(err)
+		}
+		if r.polls[0] {
+			t.Error("the call that starts the second task counts as a poll")
 		}
 		posts := x.posts()
 		if len(posts) != 10 || !strings.Contains(posts[9], `"user3"`) {

@@ -185,14 +185,11 @@ func (c *Config) Validate() error {
 	return errors.Join(errs...)
 }
 
-// Endpoint is the base URL without a default port.
+// Endpoint is the base URL in its canonical form.
 func (c *Config) Endpoint() string {
 	u, err := httpclient.ParseURL(c.URL)
 	if err != nil {
 		return c.URL
-	}
-	if u.Scheme == "https" {
-		u.Host = strings.TrimSuffix(u.Host, ":443")
 	}
 	return u.String()
 }

@@ -79,6 +79,7 @@ type run struct {
 	warnings []adapters.Warning
 	calls    int
 	waited   []time.Duration
+	polls    []bool // whether the next call was said to be only a poll
 	resume   json.RawMessage
 }
 
@@ -97,6 +98,7 @@ func (x *target) drive(t testing.TB, r *run, sel adapters.Selector) error {
 			return err
 		}
 		r.waited = append(r.waited, res.Pending.After)
+		r.polls = append(r.polls, res.Pending.Poll)
 		time.Sleep(res.Pending.After)
 	}
 	t.Fatalf("not complete after %d calls", r.calls)

@@ -44,7 +44,7 @@ func (p probe) reachable(ctx context.Context) bool {
 	case httpclient.IsCertificate(err):
 		p.add("tls", adapters.CheckFailed, "BIG-IQ's certificate is not trusted", "set ca_file or pin_sha256; a BIG-IQ usually has a self-signed certificate")
 		return false
-	case adapters.KindOf(err) == adapters.Unreachable:
+	case err != nil && (adapters.KindOf(err) == adapters.Unreachable || adapters.KindOf(err) == 0):
 		p.add("reachable", adapters.CheckFailed, "BIG-IQ cannot be reached", "check url, routes and firewalls")
 		return false
 	}
