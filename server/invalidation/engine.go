@@ -39,6 +39,8 @@ const (
 	// pruneInterval is how often finished invalidations are looked over; pruneBatch how many go in one transaction.
 	pruneInterval = time.Hour
 	pruneBatch    = 500
+	// followInterval is how often at most a process looks for what others have left in a shared journal.
+	followInterval = time.Second
 	// heartbeat is how often Watch repeats itself when nothing changes.
 	heartbeat = 20 * time.Second
 )
@@ -79,6 +81,7 @@ type Engine struct {
 	targets []Target // in the order of the configuration
 	workers map[string]*worker
 	hub     *hub
+	stirred chan struct{} // cap 1: something has changed in the journal
 	calls   *semaphore.Weighted
 	skew    atomic.Int64 // the store's clock minus ours
 
@@ -97,7 +100,7 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 	e := &Engine{
 		store: o.Store, resolver: o.Resolver, log: o.Logger, owner: o.Owner, targets: slices.Clone(o.Targets),
 		leaseLength: o.LeaseLength, pollsPerSecond: o.PollsPerSecond, retention: o.Retention, random: o.Random,
-		workers: map[string]*worker{}, hub: newHub(), stopped: make(chan struct{}),
+		workers: map[string]*worker{}, hub: newHub(), stirred: make(chan struct{}, 1), stopped: make(chan struct{}),
 	}
 	if e.owner == "" {
 		e.owner = uuid.NewString()
@@ -144,12 +147,22 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 			e.workers[name] = newWorker(e, Target{Name: name, Concurrency: 1}, true)
 		}
 	}
+	shared := false
+	for _, w := range e.workers {
+		if err := w.slots.grow(ctx, e.now()); err != nil {
+			return nil, fmt.Errorf("take slots of target %q: %w", w.target.Name, err)
+		}
+		shared = shared || w.slots.shared()
+	}
 	loopCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	e.stopLoops = stop
 	for _, w := range e.workers {
 		e.loops.Go(func() { w.loop(loopCtx) })
 	}
 	e.loops.Go(func() { e.beat(loopCtx) })
+	if shared {
+		e.loops.Go(func() { e.follow(loopCtx) })
+	}
 	e.loops.Go(func() { e.pruneLoop(loopCtx) })
 	return e, nil
 }
@@ -174,7 +187,38 @@ func (e *Engine) syncClock(ctx context.Context) error {
 }
 
 // changed is told of every committed change.
-func (e *Engine) changed(id string) { e.hub.changed(id) }
+func (e *Engine) changed(id string) {
+	e.hub.changed(id)
+	select {
+	case e.stirred <- struct{}{}:
+	default:
+	}
+}
+
+// follow looks after changes that other processes may have made: a run of theirs that no slot was free for, a pause. With
+// a journal of its own there are none.
+func (e *Engine) follow(ctx context.Context) {
+	tick := time.NewTicker(followInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-e.stirred:
+		}
+		if err := e.loadPauses(ctx); err != nil && ctx.Err() == nil {
+			e.log.Error("read the paused targets", "error", err)
+		}
+		for _, w := range e.workers {
+			w.signal()
+		}
+	}
+}
 
 // loadPauses brings the workers' pauses to what the journal says.
 func (e *Engine) loadPauses(ctx context.Context) error {
@@ -231,6 +275,7 @@ func (e *Engine) Close(ctx context.Context) error {
 	// Leases are no longer renewed: attempts have two thirds of a lease, as always.
 	done := make(chan struct{})
 	go func() { e.attempts.Wait(); close(done) }()
+	defer e.dropSlots()
 	select {
 	case <-done:
 		return nil
@@ -243,6 +288,17 @@ func (e *Engine) Close(ctx context.Context) error {
 	})
 	<-done
 	return nil
+}
+
+// dropSlots gives the targets' slots back, so that other processes need not wait for the end of their leases.
+func (e *Engine) dropSlots() {
+	ctx, cancel := context.WithTimeout(context.Background(), journalTimeout)
+	defer cancel()
+	for _, w := range e.workers {
+		if err := w.slots.drop(ctx); err != nil {
+			w.log.Warn("give slots back", "error", err)
+		}
+	}
 }
 
 // mustJSON marshals plain data of ours.

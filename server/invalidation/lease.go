@@ -55,6 +55,11 @@ func (e *Engine) beat(ctx context.Context) {
 		if err := errors.Join(e.syncClock(ctx), e.loadPauses(ctx)); err != nil && ctx.Err() == nil {
 			e.log.Error("read the journal", "error", err)
 		}
+		for _, w := range e.workers {
+			if err := w.slots.renew(ctx); err != nil && ctx.Err() == nil {
+				w.log.Error("renew slots", "error", err)
+			}
+		}
 	}
 }
 

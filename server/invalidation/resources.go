@@ -215,7 +215,7 @@ func (e *Engine) preview(ctx context.Context, r Run) TargetPreview {
 	w := e.workers[r.Target]
 	ctx, cancel := context.WithTimeout(ctx, previewTimeout)
 	defer cancel()
-	if err := w.slots.Acquire(ctx, 1); err != nil {
+	if err := w.slots.acquire(ctx); err != nil {
 		p.Err = &RunError{Reason: adapters.ReasonUpstreamBusy, Message: "the target is busy with other runs"}
 		return p
 	}

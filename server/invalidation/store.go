@@ -96,6 +96,15 @@ type Store interface {
 	// Prune removes up to limit invalidations that completed before the given time, with their runs. Audit events stay.
 	Prune(ctx context.Context, before time.Time, limit int) (removed int, err error)
 
+	// AcquireSlots takes up to want of a target's slots that nobody holds, or whose lease has ended, for length. A slot is
+	// the right to one of the things that may be under way at a target at once, among all processes that share the journal.
+	// It does not wait: fewer, or none, means that others have them. limit is the target's concurrency.
+	AcquireSlots(ctx context.Context, target, owner string, want, limit int, length time.Duration) ([]Slot, error)
+	// RenewSlots prolongs slots by length; it returns them as they are now, and those that are lost.
+	RenewSlots(ctx context.Context, slots []Slot, length time.Duration) (held, lost []Slot, err error)
+	// ReleaseSlots gives slots back. It is no error if they are lost already.
+	ReleaseSlots(ctx context.Context, slots []Slot) error
+
 	// OnChange registers f to be called after every committed change of an invalidation or a pause, in this process or, if
 	// the journal is shared, another; id is empty for a pause. If changes of other processes may have been missed, id is
 	// [AnyChange]. f must not block. Call it before anything else.
@@ -146,6 +155,19 @@ type Claim struct {
 	// BulkFirst puts the bulk runs before the normal ones; the engine sets it from time to time, so that bulk never
 	// starves.
 	BulkFirst bool
+}
+
+// Slot is one of a target's slots, held for a while. A target's rate is shared the same way: whoever holds k of n slots
+// may use k/n of it.
+type Slot struct {
+	Target string
+	// Number is 0 up to the limit.
+	Number int
+	Owner  string
+	// Token grows with every owner of the slot: an older one is refused.
+	Token int64
+	// Until is when the lease ends, by the store's clock; zero if it does not, because no other process shares the journal.
+	Until time.Time
 }
 
 // ClaimedRun is a run with the lease to work on it.

@@ -17,8 +17,11 @@ type Target struct {
 	Type    adapters.Type
 	// Endpoint is the adapter configuration's: the canonical URL and tenant.
 	Endpoint string
-	// Concurrency is how many attempts may be under way at once.
+	// Concurrency is how many attempts may be under way at once, in all processes that share the journal.
 	Concurrency int
+	// Share is told which part of the target's rate this process may use: it holds so many of the target's slots. Nil if
+	// there is no rate to share.
+	Share func(held, limit int)
 	// RetryFor is how long failed runs are retried at most; zero means the defaults by selector.
 	RetryFor time.Duration
 	// Supported are the combinations of criteria, in the API's words, that can be resolved for this target.

@@ -13,7 +13,6 @@ import (
 
 	"github.com/endsession/endsession/adapters"
 	"github.com/failsafe-go/failsafe-go/circuitbreaker"
-	"golang.org/x/sync/semaphore"
 	"golang.org/x/time/rate"
 )
 
@@ -49,7 +48,7 @@ type worker struct {
 	removed bool
 	log     *slog.Logger
 
-	slots   *semaphore.Weighted
+	slots   *slots
 	breaker circuitbreaker.CircuitBreaker[any]
 	polls   *rate.Limiter
 	policy  retryPolicy
@@ -72,7 +71,7 @@ func newWorker(e *Engine, t Target, removed bool) *worker {
 	w := &worker{
 		e: e, target: t, removed: removed,
 		log:   e.log.With("target", t.Name),
-		slots: semaphore.NewWeighted(int64(t.Concurrency)),
+		slots: newSlots(e.store, e.owner, t.Name, t.Concurrency, e.leaseLength, t.Share),
 		polls: rate.NewLimiter(rate.Limit(e.pollsPerSecond), 1),
 		wake:  make(chan struct{}, 1),
 	}
@@ -100,7 +99,7 @@ func (w *worker) tryStart() bool {
 	if w.removed || w.e.closing.Load() || w.blocked() || w.backlog.Load() || !w.breaker.IsClosed() {
 		return false
 	}
-	return w.slots.TryAcquire(1)
+	return w.slots.tryAcquire()
 }
 
 // start works on a run for which a slot was taken.
@@ -114,7 +113,7 @@ func (w *worker) start(c ClaimedRun) {
 }
 
 func (w *worker) free() {
-	w.slots.Release(1)
+	w.slots.release(1)
 	if w.backlog.Load() {
 		w.signal()
 	}
@@ -176,9 +175,18 @@ const idle = time.Minute
 func (w *worker) claim(ctx context.Context) (time.Duration, error) {
 	w.backlog.Store(false)
 	limit, expiredOnly := w.allowance()
+	if limit == 0 && !w.slots.complete() {
+		if err := w.slots.grow(ctx, w.e.now()); err != nil {
+			return 0, err
+		}
+		limit, expiredOnly = w.allowance()
+	}
 	if limit == 0 {
 		// free signals when a slot returns, because of backlog.
 		w.backlog.Store(true)
+		if !w.slots.complete() {
+			return growPause, nil
+		}
 		return idle, nil
 	}
 	w.claims++
@@ -187,11 +195,11 @@ func (w *worker) claim(ctx context.Context) (time.Duration, error) {
 		ExpiredOnly: expiredOnly, BulkFirst: w.claims%bulkShare == 0,
 	})
 	if err != nil {
-		w.slots.Release(int64(limit))
+		w.slots.release(limit)
 		w.backlog.Store(true)
 		return 0, err
 	}
-	w.slots.Release(int64(limit - len(claimed)))
+	w.slots.release(limit - len(claimed))
 	for _, c := range claimed {
 		w.start(c)
 	}
@@ -222,7 +230,7 @@ func (w *worker) allowance() (slots int, expiredOnly bool) {
 			w.breaker.HalfOpen()
 		}
 	}
-	for slots < most && w.slots.TryAcquire(1) {
+	for slots < most && w.slots.tryAcquire() {
 		slots++
 	}
 	return slots, expiredOnly

@@ -5,21 +5,9 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/endsession/endsession/server/invalidation"
 	"github.com/jackc/pgx/v5"
 )
-
-// Slot is the right to one of the things that may be under way at a target at once, among all replicas, for a while. A
-// target's rate is shared the same way: whoever holds k of n slots may use k/n of it.
-type Slot struct {
-	Target string
-	// Number is 0 up to the limit.
-	Number int
-	Owner  string
-	// Token grows with every owner of the slot: an older one is refused.
-	Token int64
-	// Until is when the lease ends, by the store's clock.
-	Until time.Time
-}
 
 const (
 	// A slot is a row. They are made when they are first wanted, and are never removed: with a lower limit the upper ones
@@ -60,7 +48,7 @@ UPDATE target_slots AS s SET owner = NULL, until = NULL FROM held WHERE s.target
 //
 // A caller whose answer is lost ([invalidation.ErrCommitUnknown]) may hold slots that it does not know of; they come back
 // when their lease ends.
-func (s *Store) AcquireSlots(ctx context.Context, target, owner string, want, limit int, length time.Duration) ([]Slot, error) {
+func (s *Store) AcquireSlots(ctx context.Context, target, owner string, want, limit int, length time.Duration) ([]invalidation.Slot, error) {
 	if want <= 0 || limit <= 0 {
 		return nil, nil
 	}
@@ -68,15 +56,15 @@ func (s *Store) AcquireSlots(ctx context.Context, target, owner string, want, li
 		return nil, fmt.Errorf("acquire slots: %w", errText)
 	}
 	for {
-		var slots []Slot
+		var slots []invalidation.Slot
 		var made bool
 		if err := s.change(ctx, func(ctx context.Context, t *tx) error {
 			rows, err := t.Query(ctx, acquireSlots, target, limit, want, owner, length)
 			if err != nil {
 				return err
 			}
-			slots, err = pgx.AppendRows([]Slot(nil), rows, func(r pgx.CollectableRow) (Slot, error) {
-				l := Slot{Target: target, Owner: owner}
+			slots, err = pgx.AppendRows([]invalidation.Slot(nil), rows, func(r pgx.CollectableRow) (invalidation.Slot, error) {
+				l := invalidation.Slot{Target: target, Owner: owner}
 				err := r.Scan(&l.Number, &l.Token, &l.Until)
 				l.Until = l.Until.UTC()
 				return l, err
@@ -98,7 +86,7 @@ func (s *Store) AcquireSlots(ctx context.Context, target, owner string, want, li
 }
 
 // RenewSlots prolongs slots by length; it returns them as they are now, and those that are lost.
-func (s *Store) RenewSlots(ctx context.Context, slots []Slot, length time.Duration) (held, lost []Slot, err error) {
+func (s *Store) RenewSlots(ctx context.Context, slots []invalidation.Slot, length time.Duration) (held, lost []invalidation.Slot, err error) {
 	if len(slots) == 0 {
 		return nil, nil, nil
 	}
@@ -134,7 +122,7 @@ func (s *Store) RenewSlots(ctx context.Context, slots []Slot, length time.Durati
 }
 
 // ReleaseSlots gives slots back. It is no error if they are lost already.
-func (s *Store) ReleaseSlots(ctx context.Context, slots []Slot) error {
+func (s *Store) ReleaseSlots(ctx context.Context, slots []invalidation.Slot) error {
 	if len(slots) == 0 {
 		return nil
 	}
@@ -147,7 +135,7 @@ func (s *Store) ReleaseSlots(ctx context.Context, slots []Slot) error {
 	return nil
 }
 
-func slotArgs(slots []Slot) []any {
+func slotArgs(slots []invalidation.Slot) []any {
 	targets, numbers, owners, tokens := make([]string, 0), make([]int32, 0), make([]string, 0), make([]int64, 0)
 	for _, l := range slots {
 		if storable(l.Target) && storable(l.Owner) { // there is no other
