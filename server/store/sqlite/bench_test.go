@@ -24,7 +24,6 @@ func BenchmarkAcceptAndRecord(b *testing.B) {
 			}
 			defer s.Close()
 			b.ReportAllocs()
-			b.SetParallelism(callers)
 			work := make(chan struct{})
 			errs := make(chan error, callers)
 			b.ResetTimer()
@@ -88,4 +87,96 @@ func serve(ctx context.Context, s invalidation.Store) error {
 		}
 	}
 	return err
+}
+
+// BenchmarkJournalled is what the verbs cost beside what is journalled already; it should not be told from the numbers.
+func BenchmarkJournalled(b *testing.B) {
+	for _, n := range []int{10, 10_000, 1_000_000} {
+		if n > 10_000 && testing.Short() {
+			continue
+		}
+		b.Run(fmt.Sprintf("invalidations=%d", n), func(b *testing.B) {
+			s, err := sqlite.Open(b.Context(), sqlite.Options{Path: filepath.Join(b.TempDir(), "journal.db"), Timeout: time.Hour})
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer s.Close()
+			for start := 0; start < n; start += 10_000 {
+				if err := seed(b.Context(), s, start, min(n, start+10_000)); err != nil {
+					b.Fatal(err)
+				}
+			}
+			var last string
+			ctx := b.Context()
+			must := func(err error) {
+				if err != nil {
+					b.Fatal(err)
+				}
+			}
+			list := func(q invalidation.Query) func() {
+				q.Limit = 20
+				return func() { _, _, err := s.List(ctx, q); must(err) }
+			}
+			for _, verb := range []struct {
+				name string
+				call func()
+			}{
+				{"AcceptAndRecord", func() { must(serve(ctx, s)) }},
+				{"Get", func() {
+					if last == "" {
+						invs, _, err := s.List(ctx, invalidation.Query{Limit: 1})
+						must(err)
+						last = invs[0].ID
+					}
+					_, err := s.Get(ctx, last)
+					must(err)
+				}},
+				{"ClaimAndRelease", func() {
+					claimed, err := s.Claim(ctx, invalidation.Claim{Target: "busy", Owner: "me", Limit: 4, LeaseLength: time.Hour})
+					must(err)
+					for _, c := range claimed {
+						must(s.Release(ctx, c.Lease))
+					}
+				}},
+				{"NextDue", func() { _, _, err := s.NextDue(ctx, "busy"); must(err) }},
+				{"List", list(invalidation.Query{})},
+				{"List/user", list(invalidation.Query{UserID: "user 7"})},
+				{"List/target", list(invalidation.Query{Target: "busy"})},
+				{"List/failed", list(invalidation.Query{State: invalidation.Failed})},
+				{"List/unfinished", list(invalidation.Query{Unfinished: true})},
+				{"List/onlyOf", list(invalidation.Query{OnlyOf: &invalidation.Caller{Kind: "k", Name: "caller 7"}})},
+				{"List/label", list(invalidation.Query{Labels: map[string]string{"job": "7"}})},
+				{"Unfinished", func() { _, err := s.Unfinished(ctx); must(err) }},
+				{"PruneNothing", func() { _, err := s.Prune(ctx, time.Unix(1, 0), 100); must(err) }},
+			} {
+				b.Run(verb.name, func(b *testing.B) {
+					for b.Loop() {
+						verb.call()
+					}
+				})
+			}
+		})
+	}
+}
+
+// seed journals invalidations by SQL: of each thousand, ten are unfinished at a target, and as many have failed.
+func seed(ctx context.Context, s *sqlite.Store, from, to int) error {
+	return s.Change(ctx, func(exec func(string) error) error {
+		n := fmt.Sprintf("WITH RECURSIVE n (n) AS (SELECT %d UNION ALL SELECT n + 1 FROM n WHERE n + 1 < %d) ", from, to)
+		id := "printf('00%014x-7000-8000-%012x', n, n)"
+		for _, q := range []string{
+			"INSERT INTO invalidations (id, state, revision, unfinished, allow_unsupported, priority, create_time, complete_time, caller_kind, caller_name, request_id, request_digest, user_id, selector, call) " +
+				n + "SELECT " + id + ", CASE n % 100 WHEN 0 THEN 'RUNNING' WHEN 1 THEN 'FAILED' ELSE 'SUCCEEDED' END, 1, n % 100 = 0, 0, 0, 1000000000000000 + n, " +
+				"CASE WHEN n % 100 > 0 THEN 2000000000000000 + n END, 'k', 'caller ' || (n % 50), 'request ' || (n * 7919 % 1000003), x'00', 'user ' || (n % 1000), '{}', '{}' FROM n",
+			"INSERT INTO labels " + n + "SELECT 'job', n / 50, " + id + " FROM n",
+			"INSERT INTO runs (invalidation_id, idx, target, kind, fingerprint, priority, state, open, attempts, expire_time, start_time, complete_time, lease_token, counted, count, count_is_minimum, sessions_truncated, selector) " +
+				n + "SELECT " + id + ", t, CASE WHEN n % 100 = 0 THEN 'busy' ELSE 'target ' || t END, 'k', 'f', 0, CASE n % 100 WHEN 0 THEN 'PENDING' WHEN 1 THEN 'FAILED' ELSE 'SUCCEEDED' END, 0, n % 100 > 0, " +
+				"4000000000000000, CASE WHEN n % 100 > 0 THEN 1 END, CASE WHEN n % 100 > 0 THEN 2000000000000000 + n END, 0, 0, 0, 0, 0, '{\"by\":[\"all\"]}' FROM n, (SELECT 0 AS t UNION ALL SELECT 1) WHERE n % 100 > 0 OR t = 0",
+		} {
+			if err := exec(q); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }

@@ -108,6 +108,7 @@ func TestSchema_Refuses(t *testing.T) {
 	must(t, db, `INSERT INTO audit (chain, seq, time, type, caller_kind, caller_name) VALUES ('c', 1, 1, 't', 'k', 'n')`)
 	must(t, db, `UPDATE runs SET open = 1, lease_owner = 'o', lease_token = 4, lease_until = 8, lease_from = 'RETRYING' WHERE invalidation_id = 'RUNNING'`)
 	must(t, db, `INSERT INTO labels VALUES ('k', 'v', 'RUNNING')`)
+	must(t, db, `INSERT INTO invalidations SELECT 'alone', state, 1, unfinished, 0, 0, 1, NULL, 'k', 'n', NULL, NULL, NULL, NULL, '{}', '{}' FROM invalidations WHERE id = 'PENDING'`)
 	run := func(set, id string) string { return "UPDATE runs SET " + set + " WHERE invalidation_id = '" + id + "'" }
 	inv := func(set, id string) string {
 		return "UPDATE invalidations SET revision = revision + 1, " + set + " WHERE id = '" + id + "'"
@@ -148,7 +149,7 @@ func TestSchema_Refuses(t *testing.T) {
 		{"an unfinished run goes", "DELETE FROM runs WHERE invalidation_id = 'RUNNING'", "DELETE FROM runs WHERE invalidation_id = 'CANCELLED'"},
 
 		{"a final invalidation changes", inv("state = 'SUCCEEDED'", "SUCCEEDED"), ""},
-		{"an unfinished invalidation goes", "DELETE FROM invalidations WHERE id = 'RUNNING'", "DELETE FROM invalidations WHERE id = 'SUCCEEDED'"},
+		{"an unfinished invalidation goes", "DELETE FROM invalidations WHERE id = 'alone'", "DELETE FROM invalidations WHERE id = 'SUCCEEDED'"},
 		{"final with unfinished runs", inv("state = 'FAILED', complete_time = 9", "RUNNING"), inv("state = 'FAILED', complete_time = 9, unfinished = 0", "RUNNING")},
 		{"final without an end", inv("state = 'FAILED', unfinished = 0", "RUNNING"), inv("state = 'FAILED', complete_time = 9, unfinished = 0", "RUNNING")},
 		{"running with an end", inv("complete_time = 9", "RUNNING"), inv("unfinished = 2", "RUNNING")},
