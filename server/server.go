@@ -141,12 +141,14 @@ func onlyThisMachine(addr net.Addr) bool {
 
 func (s *Server) httpServer(h http.Handler) *http.Server {
 	return &http.Server{
-		Handler: h,
-		// No timeout for whole requests: a call may wait for minutes, and a watch has no end.
+		Handler:           h,
 		ReadHeaderTimeout: 10 * time.Second,
-		IdleTimeout:       2 * time.Minute,
-		MaxHeaderBytes:    64 << 10,
-		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+		// For the body too: net/http takes it from the connection before it answers, whoever refused the request. There is
+		// no timeout for the answer: a call may wait for minutes, and a watch has no end.
+		ReadTimeout:    20 * time.Second,
+		IdleTimeout:    2 * time.Minute,
+		MaxHeaderBytes: 64 << 10,
+		ErrorLog:       slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 	}
 }
 

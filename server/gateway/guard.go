@@ -8,15 +8,11 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
-	"time"
 
 	"google.golang.org/grpc/codes"
 
 	"github.com/endsession/endsession/server/api"
 )
-
-// bodyTimeout is how long the body of a request may take to arrive.
-const bodyTimeout = 10 * time.Second
 
 // guard refuses requests that nobody should be making, before they are routed.
 func guard(next http.Handler, loopback bool) http.Handler {
@@ -105,10 +101,7 @@ func readBody(w http.ResponseWriter, r *http.Request) ([]byte, bool) {
 	if len(types) > 1 || len(types) == 1 && !isJSON(types[0]) {
 		return nil, wrongType(w)
 	}
-	ctl := http.NewResponseController(w)
-	_ = ctl.SetReadDeadline(time.Now().Add(bodyTimeout)) // not supported: a test's recorder
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, api.MaxMessage))
-	_ = ctl.SetReadDeadline(time.Time{})
 	var large *http.MaxBytesError
 	switch {
 	case errors.As(err, &large):
