@@ -111,6 +111,9 @@ func queryFrom(req *endsessionv1.ListInvalidationsRequest) (invalidation.Query, 
 			return q, Refusal(Violation{Field: t.field, Description: "is not a time"}).Err()
 		}
 		*t.to = t.from.AsTime()
+		if t.to.IsZero() { // the first of all times; to the engine it would mean that there is no bound
+			*t.to = t.to.Add(1)
+		}
 	}
 	if req.GetPageToken() == "" {
 		return q, nil

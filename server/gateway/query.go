@@ -5,6 +5,8 @@ import (
 	"maps"
 	"net/url"
 	"slices"
+	"strings"
+	"unicode/utf8"
 
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
 	"github.com/grpc-ecosystem/grpc-gateway/v2/utilities"
@@ -43,6 +45,8 @@ func checkQuery(raw string, md protoreflect.MessageDescriptor, fixed map[string]
 		switch {
 		case ok:
 			refuse(key, "is given by the path already")
+		case !utf8.ValidString(strings.Join(values, "")):
+			refuse(key, "is not valid UTF-8")
 		case slices.Contains(values, ""):
 			refuse(key, "must not be empty; leave the parameter out instead")
 		case !readable(md, key, values):
