@@ -16,6 +16,7 @@ import (
 	"github.com/endsession/endsession/server/config"
 	"github.com/endsession/endsession/server/identity"
 	"github.com/endsession/endsession/server/invalidation"
+	"github.com/endsession/endsession/server/store/postgres"
 	"github.com/endsession/endsession/server/store/sqlite"
 )
 
@@ -67,7 +68,7 @@ func Open(ctx context.Context, o Options) (_ *Server, err error) {
 	}
 	o.Logger.WarnContext(ctx, "callers are not authenticated: everybody who reaches the ports may end sessions")
 
-	store, err := sqlite.Open(ctx, sqlite.Options{Path: o.Config.Store.SQLite.Path, Logger: o.Logger})
+	store, err := openStore(ctx, o)
 	if err != nil {
 		return nil, err
 	}
@@ -83,6 +84,14 @@ func Open(ctx context.Context, o Options) (_ *Server, err error) {
 	opened = append(opened, func() error { return engine.Close(ctx) })
 	parts.Engine = engine
 	return New(parts)
+}
+
+// openStore opens the journal.
+func openStore(ctx context.Context, o Options) (invalidation.Store, error) {
+	if p := o.Config.Store.Postgres; p != nil {
+		return postgres.Open(ctx, postgres.Options{DSN: p.DSN, Logger: o.Logger})
+	}
+	return sqlite.Open(ctx, sqlite.Options{Path: o.Config.Store.SQLite.Path, Logger: o.Logger})
 }
 
 // Check reports what would keep a configuration that is well-formed from being used: names that do not compile,
@@ -117,7 +126,12 @@ func assemble(o Options) (a assembly, err error) {
 	a.resolver, err = newResolver(o.Config)
 	note(err)
 	for _, t := range o.Config.Targets {
-		adapter, err := openTarget(o, t)
+		var limiter *rate.Limiter
+		if !t.Rate.IsZero() {
+			// No bursts: "20/s" is what the target is sent at most in any second.
+			limiter = rate.NewLimiter(rate.Limit(t.Rate.PerSecond()), 1)
+		}
+		adapter, err := openTarget(o, t, limiter)
 		if err != nil {
 			note(fmt.Errorf("%s: %w", t.Where, err))
 			continue
@@ -125,6 +139,10 @@ func assemble(o Options) (a assembly, err error) {
 		target := invalidation.Target{
 			Name: t.Name, Kind: t.Kind, Adapter: adapter, Type: t.Type, Endpoint: t.Config.Endpoint(),
 			Concurrency: t.Concurrency, RetryFor: time.Duration(t.RetryFor),
+		}
+		if limiter != nil {
+			whole := limiter.Limit()
+			target.Share = func(held, limit int) { limiter.SetLimit(whole * rate.Limit(max(held, 1)) / rate.Limit(limit)) }
 		}
 		if a.resolver != nil {
 			target.Supported = a.resolver.Supported(t.Name)
@@ -134,14 +152,13 @@ func assemble(o Options) (a assembly, err error) {
 	return a, errors.Join(errs...)
 }
 
-func openTarget(o Options, t config.Target) (adapters.Adapter, error) {
+func openTarget(o Options, t config.Target, limiter *rate.Limiter) (adapters.Adapter, error) {
 	deps := adapters.Deps{Target: t.Name, Logger: o.Logger.With("target", t.Name)}
 	if o.Transport != nil {
 		deps.Transport = o.Transport(t.Name)
 	}
-	if !t.Rate.IsZero() {
-		// No bursts: "20/s" is what the target is sent at most in any second.
-		deps.Limit = rate.NewLimiter(rate.Limit(t.Rate.PerSecond()), 1).Wait
+	if limiter != nil {
+		deps.Limit = limiter.Wait
 	}
 	return t.Config.Open(deps)
 }

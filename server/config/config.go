@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/endsession/endsession/adapters"
+	"github.com/endsession/endsession/adapters/secret"
 )
 
 // Config is the whole configuration.
@@ -60,7 +61,13 @@ type Store struct {
 	// SQLite keeps the journal in a file, for a gateway of one process.
 	SQLite *SQLite `yaml:"sqlite,omitempty"`
 	// Postgres keeps the journal in a database that several gateways share.
-	Postgres Later `yaml:"postgres,omitempty"`
+	Postgres *Postgres `yaml:"postgres,omitempty"`
+}
+
+// Postgres is a journal in a PostgreSQL database.
+type Postgres struct {
+	// DSN says how to connect, as a URL or as key=value pairs; it usually holds a password.
+	DSN secret.String `yaml:"dsn"`
 }
 
 // SQLite is a journal in a file.

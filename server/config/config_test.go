@@ -251,7 +251,7 @@ func TestOneProblem(t *testing.T) {
 		{"NoTargets", "retention: 1d\n", "1: targets: required"},
 		{"EmptyTargets", "targets: []\n", "1: targets: want at least one"},
 		{"NullTargets", "targets:\n", "1: targets: has no value; give one, or leave the key out"},
-		{"FlowReference", "targets: [{name: a, bare: {password: ${env:SECRET}}}]\n", "in quotes)"},
+		{"FlowReferenceInText", "targets: [{name: a, bare: {password: x${env:SECRET}}}]\n", "in quotes)"},
 		{"AnchorLikePassword", "targets:\n- bare: {password: *hunter2}\n", "2: unknown anchor … referenced"},
 		{"AllInterfaces", sound + "listen: {grpc: ':9090'}\n", "2: listen.grpc: reaches beyond loopback"},
 		{"HostName", sound + "listen: {http: 'gateway:80'}\n", "2: listen.http: reaches beyond loopback"},
@@ -262,7 +262,9 @@ func TestOneProblem(t *testing.T) {
 		{"SameAddressTwice", sound + "listen: {http: '127.0.0.1:1',\n grpc: '127.0.0.1:1'}\n", "2: listen.http: the address is listen.grpc's already"},
 		{"AnyFreePort", sound + "listen: {http: '127.0.0.1:0', grpc: '127.0.0.1:0', admin: x}\n", "2: listen.admin: want"},
 		{"EmptyStore", sound + "store: {}\n", "2: store: want sqlite or postgres"},
-		{"Postgres", sound + "store: {postgres: {dsn: x}}\n", "2: store.postgres: not supported yet"},
+		{"PostgresWithoutDSN", sound + "store: {postgres: {}}\n", "2: store.postgres.dsn: required"},
+		{"PostgresEmptyDSN", sound + "store: {postgres: {dsn: ' '}}\n", "2: store.postgres.dsn: empty"},
+		{"TwoStores", sound + "store: {postgres: {dsn: x}, sqlite: {path: y}}\n", "2: store: want sqlite or postgres, not both"},
 		{"EmptyDirectory", sound + "directory: {}\n", "2: directory: want file or ldap"},
 		{"LDAP", sound + "directory: {ldap: {}}\n", "2: directory.ldap: not supported yet"},
 		{"ClientCA", sound + "listen: {tls: {cert_file: a, key_file: b, client_ca_file: c}}\n", "2: listen.tls.client_ca_file: not supported yet"},
@@ -422,4 +424,23 @@ func FuzzParse(f *testing.F) {
 			t.Fatalf("the effective configuration shows a secret:\n%s", &out)
 		}
 	})
+}
+
+// References inside { } are written without quotes in every example, although YAML does not read them so.
+func TestReferencesNeedNoQuotesInsideBraces(t *testing.T) {
+	for _, text := range []string{
+		"store: { postgres: { dsn: ${env:SECRET} } }\n",
+		"store: {postgres: {dsn: ${env:SECRET}}}\n",
+		"store:\n  postgres: { dsn: \"${env:SECRET}\" }\n",
+		"store:\n  postgres:\n    dsn: ${env:SECRET}\n",
+	} {
+		c, err := parse("targets: [ { name: a, bare: { password: ${env:SECRET} } } ]\n"+text)
+		if err != nil {
+			t.Errorf("%s: %v", text, err)
+			continue
+		}
+		if got := c.Store.Postgres.DSN.Reveal(); got != "secret-value" {
+			t.Errorf("%s: dsn = %q, want the variable's value", text, got)
+		}
+	}
 }

@@ -173,10 +173,16 @@ func (p *parser) store() {
 	_, sqlite := strictyaml.Lookup(n, "sqlite")
 	_, postgres := strictyaml.Lookup(n, "postgres")
 	switch {
-	case sqlite != nil && s.SQLite != nil:
-		p.text(sqlite, "store.sqlite", "path", s.SQLite.Path)
+	case sqlite != nil && postgres != nil:
+		p.Problemf(n.Line, "store", "want sqlite or postgres, not both")
 	case sqlite == nil && postgres == nil && n.Kind == yaml.MappingNode:
 		p.Problemf(n.Line, "store", "want sqlite or postgres")
+	}
+	if sqlite != nil && s.SQLite != nil {
+		p.text(sqlite, "store.sqlite", "path", s.SQLite.Path)
+	}
+	if postgres != nil && s.Postgres != nil {
+		p.text(postgres, "store.postgres", "dsn", s.Postgres.DSN.Reveal())
 	}
 }
 

@@ -43,6 +43,10 @@ type Document struct {
 // the result has problems and no root.
 func Read(data []byte, o Options) *Document {
 	d := &Document{options: o, expanded: map[*yaml.Node][]string{}, broken: map[*yaml.Node]bool{}}
+	if quoted := quoteReferences(data); !bytes.Equal(quoted, data) && yaml.Unmarshal(data, new(yaml.Node)) != nil &&
+		yaml.Unmarshal(quoted, new(yaml.Node)) == nil {
+		data = quoted
+	}
 	dec := yaml.NewDecoder(bytes.NewReader(data))
 	var doc yaml.Node
 	switch err := dec.Decode(&doc); {
@@ -63,6 +67,15 @@ func Read(data []byte, o Options) *Document {
 		d.root = doc.Content[0]
 	}
 	return d
+}
+
+// flowReference is a value inside { } or [ ] that is one reference, without quotes.
+var flowReference = regexp.MustCompile(`([:,\[]\s+|\[)(\$\{(?:env|file):[^{}"'\s,]+\})(\s*[},\]])`)
+
+// quoteReferences puts quotes around references that are values inside { } or [ ]: { dsn: ${env:DSN} } reads well and is
+// not YAML, whose flow collections end at the first brace. It is used only on a text that cannot be read otherwise.
+func quoteReferences(data []byte) []byte {
+	return flowReference.ReplaceAll(data, []byte(`$1"$2"$3`))
 }
 
 var (
