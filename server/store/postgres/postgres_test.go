@@ -109,7 +109,3 @@ FROM audit ORDER BY age(xmin) DESC, chain, seq`)
 	}
 	return list
 }
-
-func crash(t testing.TB, before func(invalidation.Store), change func(invalidation.Store) error, after func(s invalidation.Store, returned bool)) {
-	t.Skip()
-}

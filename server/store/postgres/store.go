@@ -22,7 +22,7 @@ const (
 	// DefaultTimeout bounds a call whose context does not.
 	DefaultTimeout = 10 * time.Second
 	// DefaultMaxConns is how many connections answer calls; one more listens.
-	DefaultMaxConns = 16
+	DefaultMaxConns = 24
 )
 
 // Options say where the journal is.

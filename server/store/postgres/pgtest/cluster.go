@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"net"
 	"os"
@@ -265,4 +266,52 @@ func removeStale() {
 			_ = l.Close()
 		}
 	}
+}
+
+// Copy makes a cluster of what a crash at this moment would leave: it freezes the server and copies its data directory. The
+// copy is started with [Cluster.Restart], and removed by its owner.
+func (c *Cluster) Copy() (_ *Cluster, err error) {
+	x := &Cluster{bin: c.bin, password: c.password, settings: c.settings, account: c.account}
+	if x.dir, err = os.MkdirTemp("", prefix); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			x.Remove()
+		}
+	}()
+	x.lock = flock.New(filepath.Join(x.dir, "lock"))
+	if err := x.lock.Lock(); err != nil {
+		return nil, err
+	}
+	if err := c.account.own(x.dir); err != nil {
+		return nil, err
+	}
+	thaw := c.Freeze()
+	defer thaw()
+	return x, filepath.WalkDir(c.data(), func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(c.data(), path)
+		if err != nil {
+			return err
+		}
+		to := filepath.Join(x.data(), rel)
+		switch {
+		case d.Name() == "postmaster.pid":
+			return nil // it says that the server runs
+		case d.IsDir():
+			err = os.Mkdir(to, 0o700)
+		default:
+			var data []byte
+			if data, err = os.ReadFile(path); err == nil {
+				err = os.WriteFile(to, data, 0o600)
+			}
+		}
+		if err == nil {
+			err = c.account.own(to)
+		}
+		return err
+	})
 }
