@@ -434,7 +434,7 @@ func TestReferencesNeedNoQuotesInsideBraces(t *testing.T) {
 		"store:\n  postgres: { dsn: \"${env:SECRET}\" }\n",
 		"store:\n  postgres:\n    dsn: ${env:SECRET}\n",
 	} {
-		c, err := parse("targets: [ { name: a, bare: { password: ${env:SECRET} } } ]\n"+text)
+		c, err := parse("targets: [ { name: a, bare: { password: ${env:SECRET} } } ]\n" + text)
 		if err != nil {
 			t.Errorf("%s: %v", text, err)
 			continue
