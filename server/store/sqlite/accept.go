@@ -27,13 +27,15 @@ VALUES (?, ?, 1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`
 )
 
-// acceptance is an [invalidation.Acceptance] as far as it can be prepared outside the transaction.
+// acceptance is an [invalidation.Acceptance] as the journal will have it, prepared by the caller's goroutine.
 type acceptance struct {
 	invalidation.Acceptance
-	inv      invalidation.Invalidation
-	start    []bool // by run
-	selector driver.Value
-	call     driver.Value
+	inv        invalidation.Invalidation
+	unfinished int
+	selector   driver.Value
+	call       driver.Value
+	runs       [][]driver.Value // their outcomes
+	start      []bool           // by run
 }
 
 // Accept journals a new invalidation.
@@ -53,7 +55,8 @@ func (s *Store) Accept(ctx context.Context, a invalidation.Acceptance) (invalida
 				return err
 			}
 		}
-		inv, leases, err = p.insert(t)
+		inv = p.inv
+		leases, err = p.insert(t)
 		return err
 	})
 	if err != nil {
@@ -67,20 +70,49 @@ func prepareAcceptance(a invalidation.Acceptance) (*acceptance, error) {
 	for _, i := range a.Start {
 		p.start[i] = true
 	}
-	p.inv.Revision = 1
-	p.inv.CreateTime = moment(p.inv.CreateTime)
-	p.inv.Runs = slices.Clone(a.Invalidation.Runs)
-	for i, r := range p.inv.Runs {
+	inv := &p.inv
+	inv.Revision = 1
+	inv.CreateTime = moment(inv.CreateTime)
+	inv.CompleteTime = time.Time{}
+	inv.Runs = slices.Clone(inv.Runs)
+	states := make([]invalidation.RunState, len(inv.Runs))
+	for i, r := range inv.Runs {
 		if r.State != invalidation.RunPending && (p.start[i] || !r.State.Final()) {
 			return nil, fmt.Errorf("%w: a run is accepted as %s", invalidation.ErrIllegalTransition, r.State)
 		}
 		r.Open = false
-		p.inv.Runs[i] = keep(r, p.inv.CreateTime)
+		if p.start[i] {
+			r.State = invalidation.RunRunning
+			r.Open = true
+			r.Attempts = 1
+			r.StartTime = time.Now()
+			r.NextAttemptTime = time.Time{}
+		}
+		r = keep(r, inv.CreateTime)
+		values, err := outcome(r)
+		if err != nil {
+			return nil, err
+		}
+		p.runs = append(p.runs, values)
+		inv.Runs[i] = r
+		states[i] = r.State
+		if !r.State.Final() {
+			p.unfinished++
+		} else if r.CompleteTime.After(inv.CompleteTime) {
+			inv.CompleteTime = r.CompleteTime
+		}
 	}
-	call := a.Invalidation.Call
+	inv.State = invalidation.StateOf(states, inv.Call.AllowUnsupported)
+	switch {
+	case !inv.State.Final():
+		inv.CompleteTime = time.Time{}
+	case inv.CompleteTime.IsZero():
+		inv.CompleteTime = inv.CreateTime
+	}
+	call := inv.Call
 	call.Selector = invalidation.Selector{}
 	e := encoder{}
-	p.selector = e.json(a.Invalidation.Call.Selector, true)
+	p.selector = e.json(inv.Call.Selector, true)
 	p.call = e.json(call, true)
 	return p, e.err
 }
@@ -101,70 +133,41 @@ func replay(t *tx, a invalidation.Acceptance) (inv invalidation.Invalidation, fo
 	return inv, true, err
 }
 
-func (p *acceptance) insert(t *tx) (inv invalidation.Invalidation, leases []invalidation.Lease, err error) {
-	inv = p.inv
-	inv.Runs = slices.Clone(p.inv.Runs)
-	states := make([]invalidation.RunState, len(inv.Runs))
-	unfinished := 0
-	inv.CompleteTime = time.Time{}
-	for i := range inv.Runs {
-		r := &inv.Runs[i]
-		if p.start[i] {
-			r.State = invalidation.RunRunning
-			r.Open = true
-			r.Attempts = 1
-			r.StartTime = t.now
-			r.NextAttemptTime = time.Time{}
-		}
-		states[i] = r.State
-		if !r.State.Final() {
-			unfinished++
-		}
-		if r.CompleteTime.After(inv.CompleteTime) {
-			inv.CompleteTime = r.CompleteTime
-		}
-	}
-	inv.State = invalidation.StateOf(states, inv.Call.AllowUnsupported)
-	switch {
-	case !inv.State.Final():
-		inv.CompleteTime = time.Time{}
-	case inv.CompleteTime.IsZero():
-		inv.CompleteTime = inv.CreateTime
-	}
+// insert writes the acceptance and returns the leases on the runs that begin.
+func (p *acceptance) insert(t *tx) ([]invalidation.Lease, error) {
+	inv := &p.inv
 	var user, digest driver.Value
 	if u := inv.Call.Selector.User; u != nil {
 		user = u.ID
 	}
 	if p.RequestID != "" {
-		digest = slices.Concat([]byte{}, p.Digest)
+		digest = slices.Concat([]byte{}, p.Digest) // never NULL
 	}
 	priority := int64(inv.Call.Priority)
-	if _, err := t.exec(insertInvalidation, inv.ID, string(inv.State), int64(unfinished), inv.Call.AllowUnsupported, priority,
+	if _, err := t.exec(insertInvalidation, inv.ID, string(inv.State), int64(p.unfinished), inv.Call.AllowUnsupported, priority,
 		inv.CreateTime.UnixMicro(), micros(inv.CompleteTime), inv.Caller.Kind, inv.Caller.Name,
 		orNull(p.RequestID), digest, user, orNull(inv.RetryOf), p.selector, p.call); err != nil {
-		return inv, nil, err
+		return nil, err
 	}
 	for k, v := range inv.Call.Labels {
 		if _, err := t.exec(insertLabel, k, v, inv.ID); err != nil {
-			return inv, nil, err
+			return nil, err
 		}
 	}
+	var leases []invalidation.Lease
 	for i, r := range inv.Runs {
-		values, err := outcome(r)
-		if err != nil {
-			return inv, nil, err
-		}
-		identity := []driver.Value{inv.ID, int64(i), r.Target, r.Kind, r.Fingerprint, priority, r.ExpireTime.UnixMicro(),
-			nil, int64(0), nil, nil}
+		values := []driver.Value{inv.ID, int64(i), r.Target, r.Kind, r.Fingerprint, priority, r.ExpireTime.UnixMicro()}
 		if p.start[i] {
 			l := invalidation.Lease{InvalidationID: inv.ID, Run: i, Owner: p.Owner, Token: 1, Until: moment(t.now.Add(p.LeaseLength))}
 			leases = append(leases, l)
-			identity = append(identity[:7], l.Owner, l.Token, l.Until.UnixMicro(), string(invalidation.RunPending))
+			values = append(values, l.Owner, l.Token, l.Until.UnixMicro(), string(invalidation.RunPending))
+		} else {
+			values = append(values, nil, int64(0), nil, nil)
 		}
-		if _, err := t.exec(insertRun, append(identity, values...)...); err != nil {
-			return inv, nil, err
+		if _, err := t.exec(insertRun, append(values, p.runs[i]...)...); err != nil {
+			return nil, err
 		}
 	}
 	t.touch(inv.ID)
-	return inv, leases, t.audit(p.Events)
+	return leases, t.audit(p.Events)
 }

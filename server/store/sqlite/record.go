@@ -31,13 +31,13 @@ WHERE invalidation_id = ? AND idx = ?`
 // Record writes what became of a leased run.
 func (s *Store) Record(ctx context.Context, l invalidation.Lease, run invalidation.Run, events []invalidation.Event) (invalidation.Head, error) {
 	run.Open = false
+	run = keep(run, time.Now())
+	values, err := outcome(run)
+	if err != nil {
+		return invalidation.Head{}, fmt.Errorf("record run: %w", err)
+	}
 	var head invalidation.Head
-	err := s.change(ctx, func(t *tx) error {
-		run := keep(run, t.now)
-		values, err := outcome(run)
-		if err != nil {
-			return err
-		}
+	err = s.change(ctx, func(t *tx) error {
 		var old invalidation.RunState
 		var unfinished, revision int64
 		var allowUnsupported bool
