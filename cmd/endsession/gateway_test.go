@@ -60,18 +60,17 @@ func certificate(t testing.TB, certFile, keyFile string) {
 	}
 }
 
-// memoryGateway is a whole gateway without a socket: virtual time works.
-type memoryGateway struct {
-	lab  *lab
-	grpc *grpc.ClientConn
-	http *http.Client
+// inProcess is a whole gateway in the process of the tests, whose targets are in memory.
+type inProcess struct {
+	lab *lab
 	// sent is what the gateway sent to each target.
 	sent map[string]*emulator.Recorder
 	log  *lockedBuffer
+	srv  *server.Server
 }
 
-// startInMemory serves the configuration in dir until the test, or the bubble, ends.
-func startInMemory(t *testing.T, l *lab, path string) *memoryGateway {
+// startInProcess serves the configuration at path until the test, or the bubble, ends. A nil listen means real sockets.
+func startInProcess(t *testing.T, l *lab, path string, listen func(context.Context, string, string) (net.Listener, error)) *inProcess {
 	t.Helper()
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -83,42 +82,66 @@ func startInMemory(t *testing.T, l *lab, path string) *memoryGateway {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := &memoryGateway{lab: l, sent: map[string]*emulator.Recorder{}, log: &lockedBuffer{}}
+	g := &inProcess{lab: l, sent: map[string]*emulator.Recorder{}, log: &lockedBuffer{}}
 	for _, target := range l.targets {
 		g.sent[target] = emulator.NewRecorder(emulator.Transport(l.systems[target].Handler()))
 	}
-	listeners := map[string]*pipeListener{}
-	srv, err := server.Open(t.Context(), server.Options{
+	g.srv, err = server.Open(t.Context(), server.Options{
 		Config: conf, Logger: slog.New(slog.NewTextHandler(g.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
-		Transport: func(target string) http.RoundTripper { return g.sent[target] },
-		Listen: func(_ context.Context, _, address string) (net.Listener, error) {
-			listeners[address] = newPipeListener()
-			return listeners[address], nil
-		},
+		Transport: func(target string) http.RoundTripper { return g.sent[target] }, Listen: listen,
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	go func() { ended <- srv.Run(ctx, context.Background()) }()
-	g.grpc, err = grpc.NewClient("passthrough:///memory", grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
-			return listeners[conf.Listen.GRPC].DialContext(ctx)
-		}))
-	if err != nil {
-		t.Fatal(err)
-	}
-	g.http = &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return listeners[conf.Listen.HTTP].DialContext(ctx)
-	}}}
+	go func() { ended <- g.srv.Run(ctx, context.Background()) }()
 	t.Cleanup(func() {
-		_ = g.grpc.Close()
-		g.http.CloseIdleConnections()
 		stop()
 		if err := <-ended; err != nil {
 			t.Errorf("the gateway ended with %v\n%s", err, g.log)
 		}
+	})
+	return g
+}
+
+// mutations is how many requests were sent to a target that could end sessions.
+func (g *inProcess) mutations(target string) (n int) {
+	for _, r := range g.sent[target].Requests() {
+		if mutates(target, r.Method, r.Path, r.Body) {
+			n++
+		}
+	}
+	return n
+}
+
+// memoryGateway is a gateway without a socket: virtual time works.
+type memoryGateway struct {
+	*inProcess
+	grpc *grpc.ClientConn
+	http *http.Client
+}
+
+func startInMemory(t *testing.T, l *lab, path string) *memoryGateway {
+	t.Helper()
+	var listeners []*pipeListener // in the order of opening: gRPC, HTTP, admin
+	g := &memoryGateway{inProcess: startInProcess(t, l, path, func(context.Context, string, string) (net.Listener, error) {
+		l := newPipeListener()
+		listeners = append(listeners, l)
+		return l, nil
+	})}
+	var err error
+	g.grpc, err = grpc.NewClient("passthrough:///memory", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return listeners[0].DialContext(ctx) }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.http = &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return listeners[1].DialContext(ctx)
+	}}}
+	t.Cleanup(func() {
+		_ = g.grpc.Close()
+		g.http.CloseIdleConnections()
 	})
 	return g
 }
@@ -200,12 +223,12 @@ func (b *lockedBuffer) String() string {
 	return b.buf.String()
 }
 
-// memoryDir prepares a directory with the lab's configuration for a gateway in memory.
-func memoryDir(t *testing.T) (path string) {
+// memoryDir prepares a directory with the lab's configuration for a gateway whose targets are in memory.
+func memoryDir(t *testing.T, change func(string) string) (path string) {
 	t.Helper()
 	dir := t.TempDir()
 	for _, name := range authorities {
 		certificate(t, filepath.Join(dir, name), "")
 	}
-	return labConfig{dir: dir, listen: [3]string{"127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"}}.write(t)
+	return labConfig{dir: dir, listen: [3]string{"127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"}, change: change}.write(t)
 }

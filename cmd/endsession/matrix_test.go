@@ -254,7 +254,7 @@ var matrix = []matrixCase{
 func TestEverySelectorEndsExactlyWhatItMatches(t *testing.T) {
 	for _, c := range matrix {
 		t.Run(c.name, func(t *testing.T) {
-			path := memoryDir(t)
+			path := memoryDir(t, nil)
 			synctest.Test(t, func(t *testing.T) {
 				g := startInMemory(t, newLab(), path)
 				for _, transport := range []string{"gRPC", "REST"} {
@@ -357,16 +357,6 @@ func (g *memoryGateway) preview(t *testing.T, c matrixCase, transport string) {
 			t.Errorf("%s: the preview sent to %s what could end sessions", transport, target)
 		}
 	}
-}
-
-// mutations is how many requests were sent that could end sessions.
-func (g *memoryGateway) mutations(target string) (n int) {
-	for _, r := range g.sent[target].Requests() {
-		if mutates(target, r.Method, r.Path, r.Body) {
-			n++
-		}
-	}
-	return n
 }
 
 // end makes the call itself.
