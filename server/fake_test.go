@@ -23,6 +23,7 @@ type fakeEngine struct {
 	get        func(context.Context, string, time.Duration) (invalidation.Invalidation, error)
 	watch      func(context.Context, string) iter.Seq2[invalidation.Invalidation, error]
 	list       func(invalidation.Query) ([]invalidation.Invalidation, bool, error)
+	check      func(context.Context) error
 	ready      func() error
 	close      func(context.Context) error
 }
@@ -156,7 +157,10 @@ func (e *fakeEngine) Targets(_ context.Context, caller invalidation.Caller) ([]i
 	return []invalidation.TargetStatus{someTarget(), {Name: "storage", Kind: "element", State: invalidation.TargetParked}}, e.note("Targets", caller)
 }
 
-func (e *fakeEngine) CheckTarget(_ context.Context, caller invalidation.Caller, target string) (adapters.Health, error) {
+func (e *fakeEngine) CheckTarget(ctx context.Context, caller invalidation.Caller, target string) (adapters.Health, error) {
+	if e.check != nil {
+		return adapters.Health{}, e.check(ctx)
+	}
 	return someTarget().Health, e.note("CheckTarget", caller, target)
 }
 
