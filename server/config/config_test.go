@@ -252,6 +252,10 @@ func TestOneProblem(t *testing.T) {
 		{"EmptyTargets", "targets: []\n", "1: targets: want at least one"},
 		{"NullTargets", "targets:\n", "1: targets: has no value; give one, or leave the key out"},
 		{"FlowReferenceInText", "targets: [{name: a, bare: {password: x${env:SECRET}}}]\n", "in quotes)"},
+		{"NoSpaceAfterTheColon", "targets: [{name: a, bare: {password:hunter2}}]\n", "1: targets[0].bare.password: unknown key (a space is missing after the colon)"},
+		{"NoSpaceAfterTheColonTwice", "targets: [{name: a, bare: {password:hunter2, password:hunter2}}]\n", "1: targets[0].bare.password: given twice"},
+		{"ReferenceAsKey", "targets: [{name: a, bare: {password: x}, groups: {'${env:SECRET}': {directory: d}}}]\ndirectory: {file: {path: x}}\n",
+			`1: targets[0].groups["${env:SECRET}"]: references are followed in values, not in keys`},
 		{"AnchorLikePassword", "targets:\n- bare: {password: *hunter2}\n", "2: unknown anchor … referenced"},
 		{"AllInterfaces", sound + "listen: {grpc: ':9090'}\n", "2: listen.grpc: reaches beyond loopback"},
 		{"HostName", sound + "listen: {http: 'gateway:80'}\n", "2: listen.http: reaches beyond loopback"},
@@ -324,6 +328,26 @@ func TestReferences(t *testing.T) {
 	if w := strings.Join(c.Warnings, "\n"); !strings.Contains(w, "listen.grpc: reaches beyond loopback") ||
 		!strings.Contains(w, "etc/endsession.yaml:4: targets[0].bare.password: the secret is written in the file") || len(c.Warnings) != 2 {
 		t.Errorf("warnings: got %s", w)
+	}
+}
+
+// TestHiddenExpressionsStayHidden: what came out of a reference is not shown in errors, and not in the effective
+// configuration either.
+func TestHiddenExpressionsStayHidden(t *testing.T) {
+	c, err := parse("targets:\n- name: a\n  bare: {password: '${env:SECRET}'}\n" +
+		"  usernames: ['user.id + \"${env:SECRET}\"', 'user.email', {provider: ldap, name: '${env:SECRET}'}]\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := c.Targets[0].Usernames[0].Name; got != `user.id + "secret-value"` {
+		t.Errorf("the expression is %q", got)
+	}
+	var out strings.Builder
+	if err := c.Effective(&out); err != nil {
+		t.Fatal(err)
+	}
+	if got := out.String(); strings.Contains(got, "secret-value") || strings.Count(got, "redacted") != 3 || !strings.Contains(got, "user.email") {
+		t.Errorf("the effective configuration is\n%s", got)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"github.com/endsession/endsession/adapters/secret"
 	"github.com/endsession/endsession/server/config/strictyaml"
 )
 
@@ -206,8 +207,11 @@ func (u *Username) UnmarshalStrict(d *strictyaml.Document, n *yaml.Node, path st
 	}
 }
 
-// MarshalYAML writes the form it is read from.
+// MarshalYAML writes the form it is read from, without what is not to be shown.
 func (u Username) MarshalYAML() (any, error) {
+	if u.Hidden {
+		u.Name = secret.Redacted
+	}
 	if u.Provider == "" {
 		return u.Name, nil
 	}

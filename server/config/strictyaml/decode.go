@@ -194,7 +194,7 @@ func (d *Document) structure(n *yaml.Node, path string, v reflect.Value, others 
 		if d.broken[key] {
 			continue
 		}
-		at := Join(path, key.Value)
+		at := keyPath(path, key, value)
 		j := slices.IndexFunc(fields, func(f field) bool { return f.name == key.Value })
 		switch {
 		case j >= 0:
@@ -207,7 +207,9 @@ func (d *Document) structure(n *yaml.Node, path string, v reflect.Value, others 
 			take(key, value)
 		default:
 			message := "unknown key"
-			if near := nearest(key.Value, known); near != "" {
+			if glued(key, value) {
+				message += " (a space is missing after the colon)"
+			} else if near := nearest(key.Value, known); near != "" {
 				message += fmt.Sprintf(" (did you mean %q?)", near)
 			}
 			d.Problemf(key.Line, at, "%s", message)

@@ -138,7 +138,12 @@ func (d *Document) checkContent(n *yaml.Node, path string, depth int) {
 				d.broken[key], d.broken[value] = true, true
 				continue
 			}
-			at := Join(path, key.Value)
+			at := keyPath(path, key, value)
+			if d.options.Expand && strings.Contains(key.Value, "${") {
+				d.Problemf(key.Line, at, "references are followed in values, not in keys")
+				d.broken[key], d.broken[value] = true, true
+				continue
+			}
 			if line, ok := seen[key.Value]; ok {
 				d.Problemf(key.Line, at, "given twice; first in line %d", line)
 				d.broken[key], d.broken[value] = true, true
@@ -308,6 +313,21 @@ func Join(path, key string) string {
 		return key
 	}
 	return path + "." + key
+}
+
+// keyPath is the path of a key in a document.
+func keyPath(path string, key, value *yaml.Node) string {
+	if glued(key, value) {
+		name, _, _ := strings.Cut(key.Value, ":")
+		return Join(path, name)
+	}
+	return Join(path, key.Value)
+}
+
+// glued reports whether a key was probably meant to be a key and its value: within braces, "password:x" is one text. The
+// value may be a secret, so the key is not shown.
+func glued(key, value *yaml.Node) bool {
+	return strings.Contains(key.Value, ":") && value.ShortTag() == "!!null" && value.Value == ""
 }
 
 // Index is the path of an item of the list at path.
