@@ -256,6 +256,8 @@ func TestOneProblem(t *testing.T) {
 		{"NoSpaceAfterTheColonTwice", "targets: [{name: a, bare: {password:hunter2, password:hunter2}}]\n", "1: targets[0].bare.password: given twice"},
 		{"ReferenceAsKey", "targets: [{name: a, bare: {password: x}, groups: {'${env:SECRET}': {directory: d}}}]\ndirectory: {file: {path: x}}\n",
 			`1: targets[0].groups["${env:SECRET}"]: references are followed in values, not in keys`},
+		{"EmptyCAFile", "targets: [{name: a, disk: {url: https://x, username: u, password: x, ca_file: '${env:EMPTY}', scope: {clusters: [c]}}}]\n",
+			"1: targets[0].disk.ca_file: empty"},
 		{"AnchorLikePassword", "targets:\n- bare: {password: *hunter2}\n", "2: unknown anchor … referenced"},
 		{"AllInterfaces", sound + "listen: {grpc: ':9090'}\n", "2: listen.grpc: reaches beyond loopback"},
 		{"HostName", sound + "listen: {http: 'gateway:80'}\n", "2: listen.http: reaches beyond loopback"},

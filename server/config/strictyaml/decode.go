@@ -200,7 +200,12 @@ func (d *Document) structure(n *yaml.Node, path string, v reflect.Value, others 
 		case j >= 0:
 			target := v.FieldByIndex(fields[j].index)
 			d.value(value, at, target)
-			if fields[j].path && target.Kind() == reflect.String {
+			if fields[j].path && target.Kind() == reflect.String && value.ShortTag() == "!!str" {
+				if strings.TrimSpace(target.String()) == "" {
+					// A ca_file that a variable left empty would otherwise quietly mean the system's authorities.
+					d.Invalid(value, value.Line, at, errors.New("empty"))
+					continue
+				}
 				target.SetString(d.Rebase(target.String()))
 			}
 		case slices.Contains(others, key.Value):
