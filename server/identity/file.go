@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/endsession/endsession/server/config/strictyaml"
@@ -145,8 +146,17 @@ func (f *File) parseCSV(path string, data []byte) error {
 		switch {
 		case name != strings.TrimSpace(name) || name == "":
 			problem(1, "column %d: a name that is empty or has spaces around it", i+1)
+		case strings.ContainsFunc(name, unicode.IsControl):
+			problem(1, "column %d: a name with a control character; want lines that end in LF or CR LF", i+1)
 		case slices.Contains(header[:i], name):
 			problem(1, "column %q comes twice", name)
+		default:
+			// It would be an attribute, and the column that is meant would be missing, without a word.
+			for _, known := range []string{"id", "email", "groups"} {
+				if name != known && strings.EqualFold(name, known) {
+					problem(1, "column %q: want %q", name, known)
+				}
+			}
 		}
 	}
 	if !slices.Contains(header, "id") {

@@ -95,7 +95,10 @@ p.yaml:10: groups[""]: a group without a name`},
 		{"NoReferences", "p.yaml", "users: [{id: '${env:HOME}'}, {id: '${env:HOME}'}]\n", "p.yaml:1: users[1].id: the id is taken by the user in line 1"},
 		{"Empty", "p.yaml", "", "p.yaml:1: the file is empty"},
 		{"EmptyCSV", "p.csv", "", "p.csv:1: want a header with a column id"},
-		{"Header", "p.csv", "ID,email,email, groups,\n", "p.csv:1: column \"email\" comes twice\np.csv:1: column 4: a name that is empty or has spaces around it\n" +
+		{"HeaderCase", "p.csv", "id,Email,GROUPS\nalice,a@x,staff\n", "p.csv:1: column \"Email\": want \"email\"\np.csv:1: column \"GROUPS\": want \"groups\""},
+		{"HeaderCR", "p.csv", "id,email\ralice,a@x\rbob,b@x\r", "p.csv:1: column 2: a name with a control character; want lines that end in LF or CR LF\n" +
+			"p.csv:1: column 3: a name with a control character; want lines that end in LF or CR LF"},
+		{"Header", "p.csv", "ID,email,email, groups,\n", "p.csv:1: column \"ID\": want \"id\"\np.csv:1: column \"email\" comes twice\np.csv:1: column 4: a name that is empty or has spaces around it\n" +
 			"p.csv:1: column 5: a name that is empty or has spaces around it\np.csv:1: no column id"},
 		{"Rows", "p.csv", "id,email,groups\nalice,,a;a\n,x,\n bob,x,\nbob,x@y ,\nalice,,a; b\n\"two\nlines\",,\ncarol,x\ndave,,;\n",
 			`p.csv:2: group "a" comes twice

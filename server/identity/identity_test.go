@@ -283,6 +283,7 @@ func TestUsernames(t *testing.T) {
 		{`"` + strings.Repeat("x,", 99) + `x".split(",")`, alice, []string{"x"}},
 		{`user.attributes.long`, &invalidation.User{ID: "a", Attributes: map[string]string{"long": strings.Repeat("x", 4097)}}, nil},
 		{`user.attributes.long`, &invalidation.User{ID: "a", Attributes: map[string]string{"long": "\xff"}}, nil},
+		{`user.attributes.uid + "\x00x"`, alice, nil},
 		// It costs too much.
 		{`"` + strings.Repeat("x", 1000) + `".split("").map(x, "` + strings.Repeat("x", 1000) + `".split("").map(y, y).size()).size() > 1 ? "a" : "b"`, alice, nil},
 	} {

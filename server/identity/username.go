@@ -186,6 +186,7 @@ var (
 	errMany  = fmt.Errorf("yields more than %d names", maxNames)
 	errLong  = fmt.Errorf("yields a name that is longer than %d bytes", maxNameLength)
 	errText  = errors.New("yields a name that is not UTF-8")
+	errNUL   = errors.New("yields a name with the character NUL") // where some systems would see the end of a shorter name
 )
 
 // eval returns the names that the expression yields for a person: at least one, and none of them empty.
@@ -223,6 +224,8 @@ func (p program) eval(x Person) ([]string, error) {
 			return nil, errLong
 		case !utf8.ValidString(name):
 			return nil, errText
+		case strings.ContainsRune(name, 0):
+			return nil, errNUL
 		}
 	}
 	return names, nil
