@@ -29,6 +29,8 @@ const (
 	Cut
 	// PassAndCut passes the piece on, and breaks the connection when the answer to it has come, which nobody hears.
 	PassAndCut
+	// PassAndVanish passes the piece on, and breaks the connection at once.
+	PassAndVanish
 )
 
 // NewProxy starts a proxy in front of a server.
@@ -152,10 +154,11 @@ func (p *Proxy) pump(from, to net.Conn, judge func([]byte) Verdict) {
 	for {
 		n, err := from.Read(buf)
 		if n > 0 {
-			if judge(buf[:n]) == Cut {
+			verdict := judge(buf[:n])
+			if verdict == Cut {
 				return
 			}
-			if _, err := to.Write(buf[:n]); err != nil {
+			if _, err := to.Write(buf[:n]); err != nil || verdict == PassAndVanish {
 				return
 			}
 		}
