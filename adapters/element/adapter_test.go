@@ -213,7 +213,7 @@ func TestResumeNeverWidens(t *testing.T) {
 
 // TestLargeRuns goes on from call to call, each bounded, each in a new process; who signs in meanwhile is left alone.
 func TestLargeRuns(t *testing.T) {
-	for _, n := range []int{element.MaxDeletes, element.MaxDeletes + 1, element.MaxLeft + 10} {
+	for _, n := range []int{element.MaxDeletes, element.MaxDeletes + 1, element.MaxLeft + element.MaxDeletes + 10} {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				c := start(elementtest.Options{})

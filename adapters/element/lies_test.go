@@ -126,3 +126,14 @@ func TestAnotherUserInTheListAfterTheDelete(t *testing.T) {
 		t.Errorf("result %+v", res)
 	}
 }
+
+// TestANewcomerThatIsClaimedToBeEnded and is not: it was not in the list before, but the cluster has named it.
+func TestANewcomerThatIsClaimedToBeEnded(t *testing.T) {
+	c := start(elementtest.Options{})
+	c.in("Cluster", "alice")
+	var newcomer adapters.Session
+	c.Before("DeleteAuthSessionsByUsername", func() { newcomer = c.in("Cluster", "alice") })
+	c.After("DeleteAuthSessionsByUsername", func() { c.SignIn(newcomer) })
+	_, err := call(t, c.open(t), userAt("alice", "Cluster"))
+	wantKind(t, err, adapters.StillAlive)
+}

@@ -495,6 +495,7 @@ func TestOnlyAnAdministratorMayTry(t *testing.T) {
 	for name, o := range map[string]elementtest.Options{
 		"ParametersRefused": {Access: []string{"read"}},
 		"ParametersIgnored": {Access: []string{"read"}, OwnOnly: true},
+		"OwnSessionsListed": {Access: []string{"read"}, OwnOnly: true, OwnActive: true},
 		"PrimaryAdminShown": {Access: []string{"read"}, OwnOnly: true, PrimaryAdmin: true},
 	} {
 		for _, sel := range []adapters.Selector{user("alice"), user(elementtest.Username), everybody, admins("9")} {

@@ -216,6 +216,11 @@ func (p params) text(key string) (v string, ok bool, err error) {
 
 func (s *Server) administrator() bool { return slices.Contains(s.options.Access, "administrator") }
 
+// own reports whether a session is of the caller.
+func (s *Server) own(x adapters.Session) bool {
+	return x.Username == s.options.Username && x.Provider.Type == "Cluster"
+}
+
 func (s *Server) getAPI(params) (any, error) {
 	var names []string
 	for name, m := range methods {
@@ -261,10 +266,13 @@ func (s *Server) currentAdmin(params) (any, error) {
 
 // listActive is for administrators only.
 func (s *Server) listActive(params) (any, error) {
-	if !s.administrator() {
+	if s.administrator() {
+		return s.list(func(adapters.Session) bool { return true }), nil
+	}
+	if !s.options.OwnActive {
 		return nil, denied
 	}
-	return s.list(func(adapters.Session) bool { return true }), nil
+	return s.list(s.own), nil
 }
 
 // byUsername returns what a pair of parameters selects. Only administrators may give them; anybody else has their own
@@ -282,7 +290,7 @@ func (s *Server) byUsername(p params) (func(adapters.Session) bool, error) {
 		if (hasName || hasMethod) && !s.options.OwnOnly {
 			return nil, denied
 		}
-		return func(x adapters.Session) bool { return x.Username == s.options.Username && x.Provider.Type == "Cluster" }, nil
+		return s.own, nil
 	}
 	if hasMethod && !slices.Contains([]string{"Cluster", "Ldap", "Idp"}, authMethod) {
 		return nil, apiError{name: "xInvalidParameter"}
@@ -359,7 +367,7 @@ func (s *Server) deleteOne(p params) (any, error) {
 	if name, ok := s.refused[id]; ok {
 		return nil, apiError{name: name}
 	}
-	if x := s.sessions[i]; !s.administrator() && (x.Username != s.options.Username || x.Provider.Type != "Cluster") {
+	if !s.administrator() && !s.own(s.sessions[i]) {
 		return nil, denied
 	}
 	gone := s.delete(func(x adapters.Session) bool { return x.ID == id })

@@ -42,6 +42,8 @@ type Options struct {
 	// OwnOnly lets a caller who is not an administrator give parameters, which are then ignored: it sees and ends its own
 	// sessions. Otherwise giving them is xPermissionDenied. The documents can be read both ways.
 	OwnOnly bool
+	// OwnActive lets a caller who is not an administrator call ListActiveAuthSessions, too, and shows it its own sessions.
+	OwnActive bool
 	// PrimaryAdmin has GetCurrentClusterAdmin tell of the cluster's first administrator instead of the caller, as one
 	// document says it does.
 	PrimaryAdmin bool
