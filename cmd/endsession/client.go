@@ -3,9 +3,11 @@ package main
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"net"
 	"os"
+	"strconv"
 
 	endsessionv1 "github.com/endsession/endsession/gen/endsession/v1"
 	"github.com/spf13/cobra"
@@ -24,19 +26,45 @@ type connection struct {
 	lookup   func(string) (string, bool)
 	server   string
 	tls      bool
-	caFile   string
-	certFile string
-	keyFile  string
+	caFile   file
+	certFile file
+	keyFile  file
+	// wrong is what is wrong in the environment.
+	wrong error
 }
+
+// file is a flag that names a file. Given but empty it is refused: an empty shell variable must not take away the
+// authority that was to be trusted.
+type file string
+
+// Set implements pflag.Value.
+func (f *file) Set(path string) error {
+	if path == "" {
+		return errors.New("must not be empty")
+	}
+	*f = file(path)
+	return nil
+}
+
+// String implements pflag.Value.
+func (f *file) String() string { return string(*f) }
+
+// Type implements pflag.Value.
+func (f *file) Type() string { return "file" }
 
 // flags adds the connection's flags to a command.
 func (c *connection) flags(cmd *cobra.Command) {
 	f := cmd.Flags()
+	c.caFile, c.certFile, c.keyFile = file(c.env("ENDSESSION_TLS_CA_FILE", "")), file(c.env("ENDSESSION_TLS_CERT_FILE", "")), file(c.env("ENDSESSION_TLS_KEY_FILE", ""))
+	secure, err := strconv.ParseBool(c.env("ENDSESSION_TLS", "false"))
+	if err != nil {
+		c.wrong = usageError("ENDSESSION_TLS: want true or false")
+	}
 	f.StringVar(&c.server, "server", c.env("ENDSESSION_SERVER", defaultServer), "host:port of the gateway's gRPC listener [ENDSESSION_SERVER]")
-	f.BoolVar(&c.tls, "tls", c.env("ENDSESSION_TLS", "") == "true", "use TLS also for a loopback address [ENDSESSION_TLS=true]")
-	f.StringVar(&c.caFile, "tls-ca-file", c.env("ENDSESSION_TLS_CA_FILE", ""), "PEM file of the authorities to trust instead of the system's; implies --tls [ENDSESSION_TLS_CA_FILE]")
-	f.StringVar(&c.certFile, "tls-cert-file", c.env("ENDSESSION_TLS_CERT_FILE", ""), "PEM file of the client certificate; implies --tls [ENDSESSION_TLS_CERT_FILE]")
-	f.StringVar(&c.keyFile, "tls-key-file", c.env("ENDSESSION_TLS_KEY_FILE", ""), "PEM file of the client certificate's key [ENDSESSION_TLS_KEY_FILE]")
+	f.BoolVar(&c.tls, "tls", secure, "use TLS also for a loopback address [ENDSESSION_TLS=true]")
+	f.Var(&c.caFile, "tls-ca-file", "PEM file of the authorities to trust instead of the system's; implies --tls [ENDSESSION_TLS_CA_FILE]")
+	f.Var(&c.certFile, "tls-cert-file", "PEM file of the client certificate; implies --tls [ENDSESSION_TLS_CERT_FILE]")
+	f.Var(&c.keyFile, "tls-key-file", "PEM file of the client certificate's key [ENDSESSION_TLS_KEY_FILE]")
 }
 
 func (c *connection) env(name, otherwise string) string {
@@ -49,6 +77,9 @@ func (c *connection) env(name, otherwise string) string {
 // dial returns a client of the gateway. Without TLS settings a loopback address is spoken to in plain text, any other
 // with TLS.
 func (c *connection) dial() (endsessionv1.SessionServiceClient, func(), error) {
+	if c.wrong != nil {
+		return nil, nil, c.wrong
+	}
 	host, _, err := net.SplitHostPort(c.server)
 	if err != nil {
 		return nil, nil, usageError("--server: want host:port, got %q", c.server)
@@ -71,7 +102,7 @@ func (c *connection) dial() (endsessionv1.SessionServiceClient, func(), error) {
 func (c *connection) tlsConfig() (*tls.Config, error) {
 	conf := &tls.Config{MinVersion: tls.VersionTLS12}
 	if c.caFile != "" {
-		pem, err := os.ReadFile(c.caFile)
+		pem, err := os.ReadFile(string(c.caFile))
 		if err != nil {
 			return nil, fmt.Errorf("--tls-ca-file: %w", err)
 		}
@@ -84,7 +115,7 @@ func (c *connection) tlsConfig() (*tls.Config, error) {
 		return nil, fmt.Errorf("--tls-cert-file and --tls-key-file belong together")
 	}
 	if c.certFile != "" {
-		cert, err := tls.LoadX509KeyPair(c.certFile, c.keyFile)
+		cert, err := tls.LoadX509KeyPair(string(c.certFile), string(c.keyFile))
 		if err != nil {
 			return nil, fmt.Errorf("--tls-cert-file: %w", err)
 		}

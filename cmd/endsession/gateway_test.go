@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/json"
 	"encoding/pem"
 	"io"
 	"log/slog"
@@ -154,11 +155,24 @@ func post(t testing.TB, client *http.Client, url, body string) (status int, answ
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	b, err := io.ReadAll(resp.Body)
+	return resp.StatusCode, read(t, resp.Body)
+}
+
+// read returns an answer without the white space within JSON, of which the encoder promises nothing.
+func read(t testing.TB, r io.Reader) string {
+	t.Helper()
+	b, err := io.ReadAll(r)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return resp.StatusCode, string(b)
+	if !bytes.HasSuffix(b, []byte("\n")) {
+		t.Errorf("an answer does not end with a line break: %s", b)
+	}
+	var compact bytes.Buffer
+	if err := json.Compact(&compact, b); err != nil {
+		return string(b)
+	}
+	return compact.String()
 }
 
 // pipeListener accepts connections within the process.

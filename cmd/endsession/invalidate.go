@@ -76,10 +76,18 @@ func newInvalidate(conn *connection) *cobra.Command {
 	return cmd
 }
 
-// confirm shows what the call would do and asks. Without a terminal to ask at it refuses: a script says --yes.
-func confirm(cmd *cobra.Command, client endsessionv1.SessionServiceClient, req *endsessionv1.InvalidateSessionsRequest) error {
+// canAsk refuses where there is no terminal to ask at: a script says --yes.
+func canAsk(cmd *cobra.Command) error {
 	if f, ok := cmd.InOrStdin().(*os.File); ok && !term.IsTerminal(int(f.Fd())) {
-		return usageError("standard input is not a terminal to ask at; add --yes to go on without a preview")
+		return usageError("standard input is not a terminal to ask at; add --yes to go on without being asked")
+	}
+	return nil
+}
+
+// confirm shows what the call would do and asks.
+func confirm(cmd *cobra.Command, client endsessionv1.SessionServiceClient, req *endsessionv1.InvalidateSessionsRequest) error {
+	if err := canAsk(cmd); err != nil {
+		return err
 	}
 	previews, err := preview(cmd, client, req)
 	if err != nil {

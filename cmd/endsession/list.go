@@ -78,7 +78,7 @@ func printList(w io.Writer, resp *endsessionv1.ListInvalidationsResponse) error 
 	fmt.Fprintln(tw, "CREATED\tNAME\tSTATE\tSESSIONS\tSELECTOR\tCALLER")
 	for _, inv := range resp.GetInvalidations() {
 		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\n", inv.GetCreateTime().AsTime().Local().Format(time.DateTime), inv.GetName(),
-			stateWord(inv.GetState()), count(inv.InvalidatedCount, inv.GetCountIsMinimum()), selectorText(inv.GetSelector()), inv.GetCaller().GetName())
+			stateWord(inv.GetState()), total(inv), selectorText(inv.GetSelector()), inv.GetCaller().GetName())
 	}
 	if err := tw.Flush(); err != nil {
 		return err

@@ -57,6 +57,14 @@ func count(n *int32, minimum bool) string {
 	return fmt.Sprint(*n)
 }
 
+// total is the count of all runs; if nothing was sent and nothing will be, there is none.
+func total(inv *endsessionv1.Invalidation) string {
+	if inv.InvalidatedCount == nil && !inv.GetCountIsMinimum() {
+		return "-"
+	}
+	return count(inv.InvalidatedCount, inv.GetCountIsMinimum())
+}
+
 // runCount is the count of one run; a run that sent nothing and never will has none.
 func runCount(r *endsessionv1.Run) string {
 	if r.InvalidatedCount == nil && r.GetAttempts() == 0 {
@@ -67,7 +75,7 @@ func runCount(r *endsessionv1.Run) string {
 
 // printInvalidation writes one line for each target, and what people should know below.
 func printInvalidation(w io.Writer, inv *endsessionv1.Invalidation) error {
-	fmt.Fprintf(w, "%s  %s  sessions ended: %s\n", inv.GetName(), stateWord(inv.GetState()), count(inv.InvalidatedCount, inv.GetCountIsMinimum()))
+	fmt.Fprintf(w, "%s  %s  sessions ended: %s\n", inv.GetName(), stateWord(inv.GetState()), total(inv))
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(tw, "TARGET\tSTATE\tSESSIONS\tVERIFICATION\tATTEMPTS\tNEXT TRY")
 	for _, r := range inv.GetRuns() {

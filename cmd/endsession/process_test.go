@@ -142,11 +142,7 @@ func (p *process) get(t testing.TB, path string) (status int, answer string) {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	b, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return resp.StatusCode, string(b)
+	return resp.StatusCode, read(t, resp.Body)
 }
 
 // gate stands before the systems and holds up one request.

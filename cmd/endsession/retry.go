@@ -46,6 +46,9 @@ func newRetry(conn *connection) *cobra.Command {
 			}
 			defer done()
 			if !yes {
+				if err := canAsk(cmd); err != nil {
+					return err
+				}
 				old, err := client.GetInvalidation(cmd.Context(), &endsessionv1.GetInvalidationRequest{Name: req.GetName()})
 				if err != nil {
 					return callError(err)

@@ -93,7 +93,9 @@ func describe(err error) string {
 	}
 	text := fmt.Sprintf("%s (%s)", st.Message(), st.Code())
 	for _, v := range violations(st) {
-		text += fmt.Sprintf("\n  %s: %s", v.GetField(), v.GetDescription())
+		if line := fmt.Sprintf("%s: %s", v.GetField(), v.GetDescription()); line != st.Message() {
+			text += "\n  " + line
+		}
 	}
 	return text
 }
