@@ -101,6 +101,18 @@ func Check(c *config.Config) error {
 	return err
 }
 
+// CheckUsernames compiles the user names of a configuration that is otherwise wrong, so that whoever mends it sees all
+// problems at once. What names do with groups and directories is left to [Check].
+func CheckUsernames(c *config.Config) error {
+	partial := config.Config{}
+	for _, t := range c.Targets {
+		t.Groups = nil
+		partial.Targets = append(partial.Targets, t)
+	}
+	_, err := newResolver(&partial)
+	return err
+}
+
 // assembly is what a configuration comes to, before anything is opened.
 type assembly struct {
 	tls      *tls.Config

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/endsession/endsession/server"
@@ -25,7 +26,7 @@ func newConfigCheck() *cobra.Command {
 		Example: `  endsession config check endsession.yaml`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			conf, err := config.Load(args[0], registry())
+			conf, err := loadConfig(args[0])
 			if err == nil {
 				err = server.Check(conf)
 			}
@@ -38,4 +39,13 @@ func newConfigCheck() *cobra.Command {
 			return conf.Effective(cmd.OutOrStdout())
 		},
 	}
+}
+
+// loadConfig reads a configuration. The error holds all that is wrong with its form, and with its expressions too.
+func loadConfig(path string) (*config.Config, error) {
+	conf, err := config.Load(path, registry())
+	if err != nil && conf != nil {
+		err = errors.Join(err, server.CheckUsernames(conf))
+	}
+	return conf, err
 }

@@ -9,7 +9,6 @@ import (
 	"syscall"
 
 	"github.com/endsession/endsession/server"
-	"github.com/endsession/endsession/server/config"
 	"github.com/spf13/cobra"
 )
 
@@ -25,7 +24,7 @@ func newServe() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			conf, err := config.Load(path, registry())
+			conf, err := loadConfig(path)
 			if err != nil {
 				return &exitError{exitUsage, err}
 			}
