@@ -15,7 +15,6 @@ type Proxy struct {
 	mu    sync.Mutex
 	front func(piece []byte) Verdict
 	back  func(piece []byte) Verdict
-	down  bool
 	conns map[net.Conn]net.Conn // client's → server's
 }
 
@@ -29,8 +28,6 @@ const (
 	Cut
 	// PassAndCut passes the piece on, and breaks the connection when the answer to it has come, which nobody hears.
 	PassAndCut
-	// PassAndVanish passes the piece on, and breaks the connection at once.
-	PassAndVanish
 )
 
 // NewProxy starts a proxy in front of a server.
@@ -44,7 +41,7 @@ func NewProxy(t testing.TB, to string) *Proxy {
 	go p.accept()
 	t.Cleanup(func() {
 		_ = l.Close()
-		p.Down()
+		p.Break()
 	})
 	return p
 }
@@ -59,22 +56,14 @@ func (p *Proxy) Hook(front, back func(piece []byte) Verdict) {
 	p.front, p.back = front, back
 }
 
-// Down breaks every connection and lets no new one through, until Up.
-func (p *Proxy) Down() {
+// Break breaks every connection that there is now.
+func (p *Proxy) Break() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.down = true
 	for client, server := range p.conns {
 		_ = client.Close()
 		_ = server.Close()
 	}
-}
-
-// Up lets connections through again.
-func (p *Proxy) Up() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.down = false
 }
 
 func (p *Proxy) accept() {
@@ -95,10 +84,6 @@ func (p *Proxy) serve(client net.Conn) {
 	}
 	defer server.Close()
 	p.mu.Lock()
-	if p.down {
-		p.mu.Unlock()
-		return
-	}
 	p.conns[client] = server
 	p.mu.Unlock()
 	defer func() {
@@ -154,11 +139,10 @@ func (p *Proxy) pump(from, to net.Conn, judge func([]byte) Verdict) {
 	for {
 		n, err := from.Read(buf)
 		if n > 0 {
-			verdict := judge(buf[:n])
-			if verdict == Cut {
+			if judge(buf[:n]) == Cut {
 				return
 			}
-			if _, err := to.Write(buf[:n]); err != nil || verdict == PassAndVanish {
+			if _, err := to.Write(buf[:n]); err != nil {
 				return
 			}
 		}
