@@ -108,6 +108,10 @@ func handleError(
 		// grpc-gateway could not read something that the checks before it let pass.
 		st = api.Refusal(api.Violation{Description: "the request cannot be read"})
 	}
+	if st.Code() == codes.DeadlineExceeded && len(st.Details()) == 0 {
+		// It ended here, before the API's answer came; what was sent on its way is not called back.
+		st = status.New(st.Code(), "the deadline passed before there was an answer; what was asked may still be carried out")
+	}
 	code := runtime.HTTPStatusFromCode(st.Code())
 	var he *runtime.HTTPStatusError
 	if errors.As(err, &he) {
