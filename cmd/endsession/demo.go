@@ -38,22 +38,21 @@ It exits with status 0 only if exactly the right sessions died.`,
   endsession demo --keep`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return demo(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr(), keep)
+			return demo(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr(), newWorld(), demoSteps, keep)
 		},
 	}
 	cmd.Flags().BoolVar(&keep, "keep", false, "stay up afterwards, with everybody signed in again, to be tried with curl")
 	return cmd
 }
 
-// demo runs the story. Everything it writes is in a temporary directory.
-func demo(ctx context.Context, out, errOut io.Writer, keep bool) error {
+// demo runs the story in a world. Everything it writes is in a temporary directory.
+func demo(ctx context.Context, out, errOut io.Writer, world *world, steps []demoStep, keep bool) error {
 	dir, err := os.MkdirTemp("", "endsession-demo-")
 	if err != nil {
 		return err
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
 
-	world := newWorld()
 	defer world.stop()
 	if err := world.serve(dir); err != nil {
 		return fmt.Errorf("start the emulators: %w", err)
@@ -67,7 +66,7 @@ func demo(ctx context.Context, out, errOut io.Writer, keep bool) error {
 	fmt.Fprintf(out, "%d sessions of %d people at three systems; the gateway serves gRPC at %s and REST at http://%s\n",
 		len(world.population), len(world.people()), gateway.grpc, gateway.http)
 	failed := 0
-	for _, step := range demoSteps {
+	for _, step := range steps {
 		ok, err := step.run(ctx, out, world, gateway)
 		if err != nil {
 			return fmt.Errorf("%s: %w", step.title, err)
@@ -77,10 +76,10 @@ func demo(ctx context.Context, out, errOut io.Writer, keep bool) error {
 		}
 	}
 	if failed > 0 {
-		fmt.Fprintf(out, "\nWRONG: in %d of %d steps other sessions died than should have\n", failed, len(demoSteps))
+		fmt.Fprintf(out, "\nWRONG: in %d of %d steps other sessions died than should have\n", failed, len(steps))
 		return &exitError{status: exitFailed}
 	}
-	fmt.Fprintf(out, "\nExactly the right sessions died, in all %d steps.\n", len(demoSteps))
+	fmt.Fprintf(out, "\nExactly the right sessions died, in all %d steps.\n", len(steps))
 	if !keep {
 		return nil
 	}

@@ -63,7 +63,12 @@ func program(env map[string]string, args ...string) *exec.Cmd {
 // begin starts `endsession serve` and does not wait for it to serve.
 func begin(t testing.TB, path string) *process {
 	t.Helper()
-	p := &process{cmd: program(labEnv, "serve", "--config", path, "--log-format", "json"), log: &lockedBuffer{}, ended: make(chan struct{})}
+	return beginWith(t, labEnv, path)
+}
+
+func beginWith(t testing.TB, env map[string]string, path string) *process {
+	t.Helper()
+	p := &process{cmd: program(env, "serve", "--config", path, "--log-format", "json"), log: &lockedBuffer{}, ended: make(chan struct{})}
 	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -90,7 +95,13 @@ func begin(t testing.TB, path string) *process {
 // serve starts `endsession serve` and waits until it does.
 func serve(t testing.TB, path string) *process {
 	t.Helper()
-	p := begin(t, path)
+	return serveWith(t, labEnv, path)
+}
+
+// serveWith is serve with another environment.
+func serveWith(t testing.TB, env map[string]string, path string) *process {
+	t.Helper()
+	p := beginWith(t, env, path)
 	eventually(t, "the gateway serves", func() bool {
 		select {
 		case <-p.ended:
