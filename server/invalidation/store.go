@@ -58,12 +58,13 @@ type Store interface {
 	// ClaimedRun.Lost says whether it was open before.
 	Claim(ctx context.Context, c Claim) ([]ClaimedRun, error)
 
-	// NextDue returns when the earliest run at the target that is not leased becomes due; ok is false when there is none.
+	// NextDue returns when the earliest run at the target can be claimed: one that is leased, when its lease ends, for its
+	// owner may have died. ok is false when there is none.
 	NextDue(ctx context.Context, target string) (at time.Time, ok bool, err error)
 
 	// Record writes what became of a leased run: r replaces the journalled run, except for what identifies it (target,
 	// kind, fingerprint, expire time). The lease ends with it, and the run is no longer open. It returns the invalidation's
-	// new state and revision.
+	// new state and revision; an invalidation is complete when the last of its runs was.
 	// ErrLeaseLost if the lease is no longer valid, ErrIllegalTransition if the state table forbids the change.
 	Record(ctx context.Context, l Lease, r Run, events []Event) (Head, error)
 
@@ -98,7 +99,8 @@ type Store interface {
 
 	// AcquireSlots takes up to want of a target's slots that nobody holds, or whose lease has ended, for length. A slot is
 	// the right to one of the things that may be under way at a target at once, among all processes that share the journal.
-	// It does not wait: fewer, or none, means that others have them. limit is the target's concurrency.
+	// It does not wait: fewer, or none, means that others have them. If there was none, the others are told
+	// (News.SlotsWanted). limit is the target's concurrency.
 	AcquireSlots(ctx context.Context, target, owner string, want, limit int, length time.Duration) ([]Slot, error)
 	// RenewSlots prolongs slots by length; it returns them as they are now, and those that are lost.
 	RenewSlots(ctx context.Context, slots []Slot, length time.Duration) (held, lost []Slot, err error)
@@ -110,12 +112,24 @@ type Store interface {
 	// [AnyChange]. f must not block. Call it before anything else.
 	OnChange(f func(id string))
 
+	// OnNews registers f to be called when another process has changed something, after OnChange's functions, or wants
+	// something of this one. It is never called if the journal is not shared. f must not block. Call it before anything else.
+	OnNews(f func(News))
+
 	// Close waits for transactions under way and closes the journal. Methods called afterwards return ErrUnavailable.
 	Close() error
 }
 
 // AnyChange is told in place of an ID when any invalidation may have changed: whoever waits for one shall look.
 const AnyChange = "*"
+
+// News is what another process tells: one of the two.
+type News struct {
+	// Changed is what OnChange is told: an invalidation's ID, empty for a pause, or [AnyChange].
+	Changed string
+	// SlotsWanted is a target's name: somebody wants one of its slots and found none free.
+	SlotsWanted string
+}
 
 // Acceptance is what Accept journals.
 type Acceptance struct {
