@@ -41,9 +41,9 @@ WHERE invalidation_id = ?1 AND idx = ?2`
 	releaseKept = `UPDATE runs SET next_attempt_time = ?3, lease_owner = NULL, lease_until = NULL, lease_from = NULL
 WHERE invalidation_id = ?1 AND idx = ?2`
 
+	// A leased run is due when its lease ends.
 	selectNextDue = `SELECT r.due_time FROM runs AS r INDEXED BY runs_due
-WHERE r.target = ?1 AND r.priority = ?2 AND r.due_time IS NOT NULL AND (r.lease_until IS NULL OR r.lease_until <= ?3)
-ORDER BY r.due_time LIMIT 1`
+WHERE r.target = ?1 AND r.priority = ?2 AND r.due_time IS NOT NULL ORDER BY r.due_time LIMIT 1`
 )
 
 // What a claim makes of a run; the words of the column lease_from.
@@ -206,14 +206,14 @@ func (s *Store) Release(ctx context.Context, l invalidation.Lease) error {
 	return nil
 }
 
-// NextDue returns when the earliest unleased run at the target becomes due.
+// NextDue returns when the earliest run at the target can be claimed.
 func (s *Store) NextDue(ctx context.Context, target string) (time.Time, bool, error) {
 	now := time.Now().UnixMicro()
 	var due []int64
 	err := s.read(ctx, func(ctx context.Context, c *conn) error {
 		var found []int64
 		for _, p := range priorities {
-			if err := c.each(ctx, func(r *row) error { found = append(found, r.num()); return nil }, selectNextDue, target, int64(p), now); err != nil {
+			if err := c.each(ctx, func(r *row) error { found = append(found, r.num()); return nil }, selectNextDue, target, int64(p)); err != nil {
 				return err
 			}
 		}

@@ -89,13 +89,21 @@ func snapshot(q query, c *conn) error {
 
 // Now is the process's clock.
 func (s *Store) Now(ctx context.Context) (time.Time, error) {
+	if err := s.usable(ctx); err != nil {
+		return time.Time{}, err
+	}
+	return moment(time.Now()), nil
+}
+
+// usable is for what needs no connection: an error if the store is closed or the context has ended.
+func (s *Store) usable(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
-		return time.Time{}, unavailable(err)
+		return unavailable(err)
 	}
 	select {
 	case <-s.closing:
-		return time.Time{}, unavailable(errClosed)
+		return unavailable(errClosed)
 	default:
-		return moment(time.Now()), nil
+		return nil
 	}
 }

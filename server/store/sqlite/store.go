@@ -44,6 +44,7 @@ type Store struct {
 	closing   chan struct{}
 	reading   sync.WaitGroup
 	news      *news
+	slots     slotTable
 	closeOnce sync.Once
 	closeErr  error
 }
@@ -89,6 +90,7 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 		queries: make(chan query),
 		closing: make(chan struct{}),
 		news:    newNews(),
+		slots:   slotTable{by: map[string][]invalidation.Slot{}},
 	}
 	s.writer = &writer{
 		place: p, log: o.Logger, conn: c,
@@ -165,6 +167,9 @@ WHERE due_time IS NOT NULL AND lease_until IS NOT NULL`
 
 // OnChange registers f; it is called from a goroutine of its own, after the commit.
 func (s *Store) OnChange(f func(id string)) { s.news.subscribe(f) }
+
+// OnNews has nothing to tell: no other process writes to the journal.
+func (s *Store) OnNews(func(invalidation.News)) {}
 
 // Close waits for transactions under way and closes the journal.
 func (s *Store) Close() error {

@@ -159,6 +159,9 @@ func consistent(t testing.TB, inv invalidation.Invalidation) {
 	var states []invalidation.RunState
 	for _, r := range inv.Runs {
 		states = append(states, r.State)
+		if inv.State.Final() && inv.CompleteTime.Before(r.CompleteTime) {
+			t.Errorf("invalidation completed at %v, its run at %s at %v", inv.CompleteTime, r.Target, r.CompleteTime)
+		}
 		if r.State.Final() == r.CompleteTime.IsZero() {
 			t.Errorf("run at %s is %s and has complete time %v", r.Target, r.State, r.CompleteTime)
 		}

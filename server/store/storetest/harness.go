@@ -91,6 +91,8 @@ var laws = []struct {
 	{"Pause/ComesAndGoes", pauseComesAndGoes},
 	{"Audit/KeepsEvents", auditKeepsEvents},
 	{"Prune/RemovesOnlyWhatHasEnded", pruneRemoves},
+	{"Slots/AreHeldByOne", slotsAreHeldByOne},
+	{"Slots/EndWithTheirLease", slotsEndWithTheirLease},
 	{"OnChange/IsCalledAfterTheCommit", onChangeAfterCommit},
 	{"Context/ItsEndChangesNothing", contextEnded},
 	{"Close/EndsEverything", closeEnds},

@@ -92,7 +92,7 @@ func listFilters(t *testing.T, h Harness) {
 		// One at a time it is the same.
 		c.q.Limit = 1
 		var paged []string
-		for more := true; more; {
+		for more := true; more && len(paged) <= len(all); {
 			var page []invalidation.Invalidation
 			if page, more, err = s.List(t.Context(), c.q); err != nil || len(page) > 1 || more && len(page) == 0 {
 				t.Fatalf("%s: page of %d, more %t, error %v", c.name, len(page), more, err)
@@ -117,7 +117,7 @@ func listPages(t *testing.T, h Harness) {
 	slices.SortFunc(before, func(a, b string) int { return cmp.Compare(b, a) })
 	q := invalidation.Query{Limit: 3}
 	var seen []string
-	for more := true; more; {
+	for more := true; more && len(seen) <= len(before); {
 		page, m, err := s.List(t.Context(), q)
 		if err != nil {
 			t.Fatal(err)
