@@ -293,6 +293,34 @@ func TestLargeRunsWithASessionThatStays(t *testing.T) {
 	}
 }
 
+// TestASessionThatStaysTakesNobodysPlace among those that a resume value only counts.
+func TestASessionThatStaysTakesNobodysPlace(t *testing.T) {
+	c := start(elementtest.Options{})
+	now := time.Now()
+	stuck := c.SignIn(adapters.Session{Username: "stuck", CreateTime: now.Add(-2 * time.Hour)})
+	for range element.MaxLeft {
+		c.SignIn(adapters.Session{Username: "user", CreateTime: now})
+	}
+	c.SetLie(elementtest.Keep)
+	c.After("DeleteAuthSession", func() { c.SetLie(elementtest.Honest) })
+	a := c.open(t)
+	var resume json.RawMessage
+	for {
+		res, err := a.Invalidate(t.Context(), adapters.Request{Selector: everybody, Resume: resume})
+		if err != nil {
+			wantKind(t, err, adapters.StillAlive)
+			break
+		}
+		if res.Pending == nil {
+			t.Fatalf("complete: %+v", res.Warnings)
+		}
+		resume = res.Pending.Resume
+	}
+	if left := c.Sessions(); len(left) != 1 || left[0].ID != stuck.ID {
+		t.Errorf("%d sessions left, want the stuck one", len(left))
+	}
+}
+
 // TestCrashAtAnyRequestOfALargeRun: the process dies before or after the cluster acts on a request; another goes on with
 // what was journalled.
 func TestCrashAtAnyRequestOfALargeRun(t *testing.T) {

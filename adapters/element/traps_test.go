@@ -66,6 +66,25 @@ func TestUnusedParametersOnADeleteAreReported(t *testing.T) {
 	}
 }
 
+// TestUnusedParametersOnADeleteThatEndedMore: the name was ignored, and the report says who died of it.
+func TestUnusedParametersOnADeleteThatEndedMore(t *testing.T) {
+	c := start(elementtest.Options{})
+	c.in("Ldap", "bob")
+	alice := c.in("Cluster", "alice")
+	c.SetLie(elementtest.EndMore)
+	c.spoil = func(method string, answer []byte) []byte {
+		if strings.HasPrefix(method, "Delete") {
+			return bytes.Replace(answer, []byte(`"id":`), []byte(`"unusedParameters":{"username":"alice"},"id":`), 1)
+		}
+		return answer
+	}
+	res, err := call(t, c.open(t), user("alice"))
+	wantKind(t, err, adapters.Rejected)
+	if res.Count != 2 || !res.CountIsMinimum || !warned(res.Warnings, adapters.WarnOtherSessionEnded) || c.alive(alice) {
+		t.Errorf("result %+v", res)
+	}
+}
+
 // TestEmptyUnusedParametersMeanNothing: the member says nothing when it holds nothing.
 func TestEmptyUnusedParametersMeanNothing(t *testing.T) {
 	for _, v := range []string{"{}", "[]", "null", `""`} {
@@ -592,6 +611,7 @@ func TestOpaqueIdentityProvider(t *testing.T) {
 		c := start(elementtest.Options{})
 		c.in("Idp", "alice")
 		c.in("Idp", "bob")
+		c.in("Cluster", "7c8f7eff-aea3-4a55-8c6e-85b06d8d5368") // a strange name, but no identity provider's
 		for _, name := range []string{"alice", "carol"} {
 			if res := complete(t, c.open(t), user(name)); res.Verification != adapters.ConfirmedByList {
 				t.Errorf("%s: result %+v", name, res)
@@ -626,6 +646,13 @@ func TestAClusterAdminIDOfAGroupEndsItsMembers(t *testing.T) {
 			t.Errorf("%s is gone", x.Username)
 		}
 	}
+	t.Run("AnIDGivenTwiceIsAskedOnce", func(t *testing.T) {
+		before := c.Calls("ListAuthSessionsByClusterAdmin")
+		complete(t, c.open(t), admins("77", "77"))
+		if n := c.Calls("ListAuthSessionsByClusterAdmin") - before; n != 1 {
+			t.Errorf("listed %d times, want once", n)
+		}
+	})
 	t.Run("MixedWithAccessGroupsIsListedAndFiltered", func(t *testing.T) {
 		sel := admins("10")
 		sel.Groups = append(sel.Groups, accessGroup("access").Groups...)
