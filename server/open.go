@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -129,11 +130,8 @@ func assemble(o Options) (a assembly, err error) {
 		}
 	}
 	if t := o.Config.Listen.TLS; t != nil {
-		cert, err := tls.LoadX509KeyPair(t.CertFile, t.KeyFile)
-		if err != nil {
-			note(fmt.Errorf("listen.tls: %w", err))
-		}
-		a.tls = &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
+		a.tls, err = t.Load()
+		note(err)
 	}
 	a.resolver, err = newResolver(o.Config)
 	note(err)
@@ -182,7 +180,11 @@ func newResolver(c *config.Config) (*identity.Resolver, error) {
 		o.FailMissing = d.OnMissing == config.Fail
 		file, err := identity.LoadFile(d.File.Path)
 		if err != nil {
-			return nil, err
+			var unreadable *fs.PathError
+			if errors.As(err, &unreadable) { // what is wrong within the file says where
+				err = fmt.Errorf("%s: %w", d.Where, err)
+			}
+			return nil, errors.Join(err, CheckUsernames(c))
 		}
 		o.Directory = file
 	}

@@ -374,6 +374,7 @@ func TestOpenOnFreePorts(t *testing.T) {
 func TestCheckReportsAllProblems(t *testing.T) {
 	c := parse(t, t.TempDir(), `
 listen: { tls: { cert_file: none.pem, key_file: none.pem } }
+directory: { file: { path: nobody.yaml } }
 targets:
   - name: front
     desk: { url: "" }
@@ -383,7 +384,7 @@ targets:
 	if err == nil {
 		t.Fatal("nothing is reported")
 	}
-	for _, want := range []string{"listen.tls: ", "no url", "usernames"} {
+	for _, want := range []string{":2: listen.tls: ", ":3: directory: ", "no url", ":7: targets[0].usernames[0]"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%q is not reported in:\n%v", want, err)
 		}

@@ -54,6 +54,9 @@ type TLS struct {
 	KeyFile string `yaml:"key_file"`
 	// ClientCAFile is a PEM file with the authorities whose client certificates are accepted.
 	ClientCAFile Later `yaml:"client_ca_file,omitempty"`
+
+	// Where is the section's place in the file, for messages.
+	Where string `yaml:"-"`
 }
 
 // Store is where the journal is: one of the two.
@@ -85,6 +88,9 @@ type Directory struct {
 	// OnMissing says what happens to a user whom the directory does not know: use_given goes on with what the caller
 	// gave, and warns; fail fails the run with NO_IDENTITY. Default: use_given.
 	OnMissing OnMissing `yaml:"on_missing"`
+
+	// Where is the section's place in the file, for messages.
+	Where string `yaml:"-"`
 }
 
 // DirectoryFile is a static list of people and groups.

@@ -141,7 +141,8 @@ func (p *parser) listen() {
 		}
 		taken[a.address] = listener{path, line}
 	}
-	if _, tls := strictyaml.Lookup(n, "tls"); tls != nil && l.TLS != nil {
+	if key, tls := strictyaml.Lookup(n, "tls"); tls != nil && l.TLS != nil {
+		l.TLS.Where = p.Where(key.Line, "listen.tls")
 		p.text(tls, "listen.tls", "cert_file", l.TLS.CertFile)
 		p.text(tls, "listen.tls", "key_file", l.TLS.KeyFile)
 	}
@@ -187,11 +188,12 @@ func (p *parser) store() {
 }
 
 func (p *parser) directory() {
-	_, n := strictyaml.Lookup(p.Root(), "directory")
+	key, n := strictyaml.Lookup(p.Root(), "directory")
 	if n == nil || p.config.Directory == nil {
 		return
 	}
 	dir := p.config.Directory
+	dir.Where = p.Where(key.Line, "directory")
 	_, file := strictyaml.Lookup(n, "file")
 	_, ldap := strictyaml.Lookup(n, "ldap")
 	switch {

@@ -13,6 +13,7 @@ import (
 	"math/big"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/endsession/endsession/server/config"
@@ -38,7 +39,7 @@ func TestTLSLoad(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	settings := config.TLS{CertFile: filepath.Join(dir, "c.pem"), KeyFile: filepath.Join(dir, "k.pem")}
+	settings := config.TLS{CertFile: filepath.Join(dir, "c.pem"), KeyFile: filepath.Join(dir, "k.pem"), Where: "f:7: listen.tls"}
 	conf, err := settings.Load()
 	if err != nil {
 		t.Fatal(err)
@@ -47,7 +48,7 @@ func TestTLSLoad(t *testing.T) {
 		t.Errorf("got %d certificates, at least version %x", len(conf.Certificates), conf.MinVersion)
 	}
 	settings.KeyFile = filepath.Join(dir, "none.pem")
-	if _, err := settings.Load(); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := settings.Load(); !errors.Is(err, fs.ErrNotExist) || !strings.HasPrefix(err.Error(), "f:7: listen.tls: ") {
 		t.Errorf("missing key: got %v", err)
 	}
 }

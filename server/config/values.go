@@ -140,7 +140,7 @@ func (o *OnMissing) UnmarshalText(text []byte) error {
 func (t *TLS) Load() (*tls.Config, error) {
 	cert, err := tls.LoadX509KeyPair(t.CertFile, t.KeyFile)
 	if err != nil {
-		return nil, fmt.Errorf("listen.tls: %w", err)
+		return nil, fmt.Errorf("%s: %w", t.Where, err)
 	}
 	return &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{cert}}, nil
 }
