@@ -25,8 +25,8 @@ const (
 ON CONFLICT (target) DO UPDATE SET caller_kind = $2, caller_name = $3, reason = $4, time = $5`
 
 	// Runs and labels go with it, by their foreign keys.
-	deleteCompleted = `DELETE FROM invalidations WHERE id IN (
-  SELECT id FROM invalidations WHERE complete_time < $1 ORDER BY complete_time LIMIT $2 FOR UPDATE SKIP LOCKED)`
+	deleteCompleted = `DELETE FROM invalidations WHERE id = ANY (ARRAY(
+  SELECT id FROM invalidations WHERE complete_time < $1 ORDER BY complete_time LIMIT $2 FOR UPDATE SKIP LOCKED))`
 )
 
 var (

@@ -136,7 +136,9 @@ func list(q invalidation.Query) (string, []any) {
 		where = []string{"true"}
 	}
 	return "SELECT " + invalidationColumns + ", " + runColumns + "\nFROM (\n  SELECT i.* FROM " + from + "\n  WHERE " + strings.Join(where, "\n    AND ") +
-		"\n  ORDER BY " + id + " DESC LIMIT " + arg(int64(q.Limit)+1) + "\n) AS i LEFT JOIN runs AS r ON r.invalidation_id = i.id\nORDER BY i.id DESC, r.idx", args
+		"\n  ORDER BY " + id + " DESC LIMIT " + arg(int64(q.Limit)+1) + "\n) AS i LEFT JOIN LATERAL (\n" +
+		// OFFSET 0 keeps the planner from joining what it believes to be a large page with all runs there are.
+		"  SELECT * FROM runs WHERE runs.invalidation_id = i.id ORDER BY idx OFFSET 0\n) AS r ON true\nORDER BY i.id DESC, r.idx", args
 }
 
 // Unfinished counts the runs that are not final.

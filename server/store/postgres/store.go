@@ -111,9 +111,7 @@ func (s *Store) configure(cfg *pgxpool.Config, o Options) {
 	params["idle_in_transaction_session_timeout"] = ms(o.Timeout)
 	// Every statement sees what was committed before it: the SQL relies on it.
 	params["default_transaction_isolation"] = "read committed"
-	// Statements are short and the same ones come again: planning them once is enough, compiling them never pays.
-	params["plan_cache_mode"] = "force_generic_plan"
-	params["jit"] = "off"
+	params["jit"] = "off" // statements are short: compiling them never pays
 	cfg.BeforeConnect = func(context.Context, *pgx.ConnConfig) error { return s.gate.pass() }
 	cfg.AfterConnect = func(ctx context.Context, c *pgx.Conn) error {
 		err := begin(ctx, c)

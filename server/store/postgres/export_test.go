@@ -1,0 +1,56 @@
+package postgres
+
+import (
+	"context"
+	"io/fs"
+
+	"github.com/endsession/endsession/adapters/secret"
+	"github.com/endsession/endsession/server/invalidation"
+	"github.com/jackc/pgx/v5"
+)
+
+// MigrationFiles are the real ones.
+var MigrationFiles fs.FS = migrationFiles
+
+// Migrate brings a schema to the last of other migrations.
+func Migrate(ctx context.Context, dsn secret.String, files fs.FS) error {
+	ms, err := readMigrations(files)
+	if err != nil {
+		return err
+	}
+	c, err := pgx.Connect(ctx, dsn.Reveal())
+	if err != nil {
+		return err
+	}
+	defer c.Close(ctx)
+	schema, err := currentSchema(ctx, c)
+	if err != nil {
+		return err
+	}
+	return migrate(ctx, c, schema, ms)
+}
+
+// Statements are the ones that are asked often, by name, with arguments to plan them for.
+var Statements = map[string]struct {
+	SQL  string
+	Args string
+}{
+	"claim":             {claimDue, `'apm', 0, 4, 'me', '30 s'`},
+	"claim expired":     {claimExpired, `'apm', 1, 4, 'me', '30 s'`},
+	"next due":          {selectNextDue, `'apm'`},
+	"renew":             {renewLeases, `'{a}', '{0}', '{me}', '{1}', '30 s'`},
+	"release":           {releaseRun, `'a', 0, 'me', 1`},
+	"get":               {selectInvalidation, `'a'`},
+	"request":           {selectRequest, `'k', 'n', 'r'`},
+	"unfinished":        {selectUnfinished, ``},
+	"lock runs":         {lockRuns, `'a'`},
+	"prune":             {deleteCompleted, `'2020-01-01', 100`},
+	"record":            {recordRun, `'SUCCEEDED', false, 1, NULL, '2020-01-01', '2020-01-01', true, 1, false, NULL, false, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 'a', 0, 'me', 1, '{RUNNING}', 'c', 1, '{}', '{}', '{}', '{}', '{}', '{}', '{}'`},
+	"lock invalidation": {lockInvalidation, `'a'`},
+}
+
+// List is the query of a page.
+func List(q invalidation.Query) (string, []any) { return list(q) }
+
+// StateOf is [invalidation.StateOf] in SQL; the counts are columns of i.
+var StateOf = stateOf("i.succeeded", "i.failed", "i.unsupported", "i.cancelled")
