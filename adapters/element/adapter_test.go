@@ -396,7 +396,7 @@ func TestBurstOfVersionMismatches(t *testing.T) {
 			wantKind(t, err, adapters.Busy)
 			busy++
 			resume = res.Pending.Resume
-			time.Sleep(err.(*adapters.Error).RetryAfter)
+			time.Sleep(asError(t, err).RetryAfter)
 		}
 		if count != 6 || busy != 4 || len(c.Sessions()) != 0 {
 			t.Errorf("counted %d after %d refusals, left %v", count, busy, c.Sessions())

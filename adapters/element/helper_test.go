@@ -3,6 +3,7 @@ package element_test
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"flag"
 	"io"
 	"log/slog"
@@ -145,6 +146,16 @@ func wantKind(t testing.TB, err error, want adapters.Kind) {
 	if got := adapters.KindOf(err); got != want {
 		t.Errorf("error %v is of kind %v, want %v", err, got, want)
 	}
+}
+
+// asError returns the adapter's error in err, which must be one.
+func asError(t testing.TB, err error) *adapters.Error {
+	t.Helper()
+	var e *adapters.Error
+	if !errors.As(err, &e) {
+		t.Fatalf("error %v is no adapters.Error", err)
+	}
+	return e
 }
 
 func user(names ...string) adapters.Selector {

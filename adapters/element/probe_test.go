@@ -36,7 +36,7 @@ func TestProbe(t *testing.T) {
 			"reachable": ok, "tls": ok, "credentials": ok, "api": ok, "privilege": failed}, remedy: "administrator"},
 		{name: "ClusterAdmins", o: elementtest.Options{Access: []string{"administrator", "clusterAdmins"}}, want: map[string]adapters.CheckStatus{
 			"reachable": ok, "tls": ok, "credentials": ok, "api": ok, "privilege": ok, "scope": ok}},
-		{name: "OpaqueIdentityProvider", o: elementtest.Options{OpaqueIdP: true}, want: map[string]adapters.CheckStatus{
+		{name: "OpaqueIdentityProvider", o: elementtest.Options{OpaqueIdp: true}, want: map[string]adapters.CheckStatus{
 			"reachable": ok, "tls": ok, "credentials": ok, "api": ok, "privilege": ok, "scope": warning}, remedy: "NameID"},
 		{name: "Unreachable", spoil: func(c *cluster) { c.faults.Add(emulator.Rule{Fault: emulator.Refuse()}) },
 			want: map[string]adapters.CheckStatus{"reachable": failed}, remedy: "firewall"},

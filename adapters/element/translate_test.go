@@ -48,7 +48,7 @@ func TestSupportsRefusesWhatElementCannotSay(t *testing.T) {
 				"preview":    second(a.Preview(t.Context(), test.sel)),
 			} {
 				wantKind(t, err, adapters.Unsupported)
-				if e, ok := err.(*adapters.Error); !ok || e.Reason() != test.why {
+				if asError(t, err).Reason() != test.why {
 					t.Errorf("%s: %v, want %s", what, err, test.why)
 				}
 			}

@@ -177,7 +177,7 @@ func TestErrorsComeWithStatus200(t *testing.T) {
 					t.Errorf("alive %t, result %+v", c.alive(alice), res)
 				}
 				if retryable := want == adapters.Busy || want == adapters.Uncertain; retryable {
-					if e := err.(*adapters.Error); e.RetryAfter != time.Second {
+					if e := asError(t, err); e.RetryAfter != time.Second {
 						t.Errorf("retry after %v, want a second", e.RetryAfter)
 					}
 				}
@@ -589,7 +589,7 @@ func TestOpaqueIdentityProvider(t *testing.T) {
 		"All":          {everybody, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			c := start(elementtest.Options{OpaqueIdP: true})
+			c := start(elementtest.Options{OpaqueIdp: true})
 			c.in("Idp", "alice", "read")
 			c.in("Cluster", "alice", "read")
 			a := c.open(t)
@@ -619,7 +619,7 @@ func TestOpaqueIdentityProvider(t *testing.T) {
 		}
 	})
 	t.Run("OthersInTheGroup", func(t *testing.T) {
-		c := start(elementtest.Options{OpaqueIdP: true})
+		c := start(elementtest.Options{OpaqueIdp: true})
 		c.in("Idp", "bob", "drives") // cannot be alice in the group read
 		if res := complete(t, c.open(t), group); res.Verification != adapters.ConfirmedByList {
 			t.Errorf("result %+v", res)

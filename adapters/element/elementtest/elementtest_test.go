@@ -244,7 +244,7 @@ func TestTime(t *testing.T) {
 }
 
 func TestHooksAndFailures(t *testing.T) {
-	s := elementtest.New(elementtest.Options{OpaqueIdP: true})
+	s := elementtest.New(elementtest.Options{OpaqueIdp: true})
 	people(s)
 	if x := s.Sessions()[2]; x.Username == "alice" || len(x.Username) != 36 {
 		t.Errorf("%+v, want a random name", x)

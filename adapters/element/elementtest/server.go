@@ -34,9 +34,9 @@ type Options struct {
 	Node bool
 	// DocumentSpelling writes authentication methods as the documents do (LDAP, IdP, Local) instead of as they are sent.
 	DocumentSpelling bool
-	// OpaqueIdP is an identity provider that sends neither a uid nor a NameID: its users get a random UUID at each
+	// OpaqueIdp is an identity provider that sends neither a uid nor a NameID: its users get a random UUID at each
 	// sign-in, in place of their name.
-	OpaqueIdP bool
+	OpaqueIdp bool
 	// FoldNames compares user names without regard to case, which the documents leave open.
 	FoldNames bool
 	// OwnOnly lets a caller who is not an administrator give parameters, which are then ignored: it sees and ends its own
@@ -129,7 +129,7 @@ func (s *Server) SignIn(x adapters.Session) adapters.Session {
 	defer s.mu.Unlock()
 	x.ID = cmp.Or(x.ID, s.ids.UUID())
 	x.Provider.Type = cmp.Or(x.Provider.Type, "Cluster")
-	if x.Provider.Type == "Idp" && s.options.OpaqueIdP {
+	if x.Provider.Type == "Idp" && s.options.OpaqueIdp {
 		x.Username = s.ids.UUID()
 	}
 	if x.CreateTime.IsZero() {
