@@ -66,6 +66,7 @@ func (e *Engine) accept(ctx context.Context, req Request, retryOf string) (inv I
 	}
 	changes, unsubscribe := e.hub.subscribe(inv.ID)
 	defer func() { unsubscribe() }()
+	asked := time.Now()
 	accepted, replayed, leases, err := e.journal(ctx, a)
 	if err != nil || replayed {
 		for _, i := range a.Start {
@@ -79,7 +80,7 @@ func (e *Engine) accept(ctx context.Context, req Request, retryOf string) (inv I
 	} else {
 		for _, l := range leases {
 			e.workers[accepted.Runs[l.Run].Target].start(ClaimedRun{Lease: l, Run: accepted.Runs[l.Run],
-				Priority: req.Call.Priority, Selector: req.Call.Selector, Caller: req.Caller})
+				Priority: req.Call.Priority, Selector: req.Call.Selector, Caller: req.Caller}, asked)
 		}
 		for i, r := range accepted.Runs {
 			if !r.State.Final() && !slices.Contains(a.Start, i) {

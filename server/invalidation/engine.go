@@ -39,8 +39,10 @@ const (
 	// pruneInterval is how often finished invalidations are looked over; pruneBatch how many go in one transaction.
 	pruneInterval = time.Hour
 	pruneBatch    = 500
-	// followInterval is how often at most a process looks for what others have left in a shared journal.
-	followInterval = time.Second
+	// followPause and pickUpPause are how long a process that shares its journal waits at least before it looks again
+	// whether others have changed what it is working on, and whether they have left something to do.
+	followPause = 100 * time.Millisecond
+	pickUpPause = time.Second
 	// heartbeat is how often Watch repeats itself when nothing changes.
 	heartbeat = 20 * time.Second
 )
@@ -81,11 +83,13 @@ type Engine struct {
 	targets []Target // in the order of the configuration
 	workers map[string]*worker
 	hub     *hub
-	stirred chan struct{} // cap 1: something has changed in the journal
+	news    *news
 	calls   *semaphore.Weighted
 	skew    atomic.Int64 // the store's clock minus ours
 
 	live sync.Map // leaseKey → *ownership
+
+	pausing sync.Mutex // held from reading or writing pauses in the journal until the workers know
 
 	loops     sync.WaitGroup // claiming, heartbeat, pruning
 	attempts  sync.WaitGroup
@@ -100,7 +104,7 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 	e := &Engine{
 		store: o.Store, resolver: o.Resolver, log: o.Logger, owner: o.Owner, targets: slices.Clone(o.Targets),
 		leaseLength: o.LeaseLength, pollsPerSecond: o.PollsPerSecond, retention: o.Retention, random: o.Random,
-		workers: map[string]*worker{}, hub: newHub(), stirred: make(chan struct{}, 1), stopped: make(chan struct{}),
+		workers: map[string]*worker{}, hub: newHub(), news: newNews(), stopped: make(chan struct{}),
 	}
 	if e.owner == "" {
 		e.owner = uuid.NewString()
@@ -130,7 +134,8 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 		}
 		e.workers[t.Name] = newWorker(e, t, false)
 	}
-	e.store.OnChange(e.changed)
+	e.store.OnChange(e.hub.changed)
+	e.store.OnNews(e.news.tell)
 	if err := e.syncClock(ctx); err != nil {
 		return nil, fmt.Errorf("read the journal's clock: %w", err)
 	}
@@ -149,7 +154,7 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 	}
 	shared := false
 	for _, w := range e.workers {
-		if err := w.slots.grow(ctx, e.now()); err != nil {
+		if err := w.slots.grow(ctx); err != nil {
 			return nil, fmt.Errorf("take slots of target %q: %w", w.target.Name, err)
 		}
 		shared = shared || w.slots.shared()
@@ -162,6 +167,7 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 	e.loops.Go(func() { e.beat(loopCtx) })
 	if shared {
 		e.loops.Go(func() { e.follow(loopCtx) })
+		e.loops.Go(func() { e.pickUp(loopCtx) })
 	}
 	e.loops.Go(func() { e.pruneLoop(loopCtx) })
 	return e, nil
@@ -186,42 +192,10 @@ func (e *Engine) syncClock(ctx context.Context) error {
 	return nil
 }
 
-// changed is told of every committed change.
-func (e *Engine) changed(id string) {
-	e.hub.changed(id)
-	select {
-	case e.stirred <- struct{}{}:
-	default:
-	}
-}
-
-// follow looks after changes that other processes may have made: a run of theirs that no slot was free for, a pause. With
-// a journal of its own there are none.
-func (e *Engine) follow(ctx context.Context) {
-	tick := time.NewTicker(followInterval)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-e.stirred:
-		}
-		if err := e.loadPauses(ctx); err != nil && ctx.Err() == nil {
-			e.log.Error("read the paused targets", "error", err)
-		}
-		for _, w := range e.workers {
-			w.signal()
-		}
-	}
-}
-
 // loadPauses brings the workers' pauses to what the journal says.
 func (e *Engine) loadPauses(ctx context.Context) error {
+	e.pausing.Lock()
+	defer e.pausing.Unlock()
 	pauses, err := e.store.Pauses(ctx)
 	if err != nil {
 		return err

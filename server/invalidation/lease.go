@@ -3,6 +3,7 @@ package invalidation
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"time"
 )
 
@@ -17,14 +18,24 @@ type ownership struct {
 	lease  Lease
 	cancel context.CancelCauseFunc
 	until  *time.Timer // cancels when the lease can no longer be relied on
+	lapse  atomic.Pointer[time.Time]
 }
 
-// own registers a lease; the context ends when the lease is lost, can no longer be relied on, or the engine stops.
-func (e *Engine) own(l Lease) (context.Context, func()) {
+// reliable is how long a lease can be relied on, by the local monotonic clock from the moment it was asked for: until a
+// third of it before another process may take over.
+func reliable(length time.Duration) time.Duration { return length * 2 / 3 }
+
+// lapsed is what the timer will say; in a process that was frozen, work may go on before its timers do.
+func (o *ownership) lapsed() bool { return time.Now().After(*o.lapse.Load()) }
+
+// own registers a lease that was asked for at that time; the context ends when the lease is lost, can no longer be relied
+// on, or the engine stops.
+func (e *Engine) own(l Lease, asked time.Time) (context.Context, *ownership, func()) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	o := &ownership{lease: l, cancel: cancel}
-	// The local monotonic clock ends the work a third of a lease before another process may take over.
-	o.until = time.AfterFunc(e.leaseLength*2/3, func() { cancel(errLost) })
+	lapse := asked.Add(reliable(e.leaseLength))
+	o.lapse.Store(&lapse)
+	o.until = time.AfterFunc(time.Until(lapse), func() { cancel(errLost) })
 	key := leaseKey{l.InvalidationID, l.Run, l.Token}
 	e.live.Store(key, o)
 	select {
@@ -32,7 +43,7 @@ func (e *Engine) own(l Lease) (context.Context, func()) {
 		cancel(errShutdown)
 	default:
 	}
-	return ctx, func() {
+	return ctx, o, func() {
 		e.live.Delete(key)
 		o.until.Stop()
 		cancel(nil)
@@ -49,7 +60,7 @@ func (e *Engine) beat(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		if err := e.renew(ctx); err != nil && ctx.Err() == nil {
+		if err := e.renew(ctx, func(string) bool { return true }); err != nil && ctx.Err() == nil {
 			e.log.Error("renew leases", "error", err)
 		}
 		if err := errors.Join(e.syncClock(ctx), e.loadPauses(ctx)); err != nil && ctx.Err() == nil {
@@ -59,17 +70,22 @@ func (e *Engine) beat(ctx context.Context) {
 			if err := w.slots.renew(ctx); err != nil && ctx.Err() == nil {
 				w.log.Error("renew slots", "error", err)
 			}
+			if w.backlog.Load() {
+				w.signal() // what could not be relied on may be ours again
+			}
 		}
 	}
 }
 
-func (e *Engine) renew(ctx context.Context) error {
+// renew prolongs the leases at the invalidations that which picks, and ends the attempts whose leases are lost.
+func (e *Engine) renew(ctx context.Context, which func(id string) bool) error {
 	var leases []Lease
 	owned := map[leaseKey]*ownership{}
 	e.live.Range(func(k, v any) bool {
-		o := v.(*ownership)
-		leases = append(leases, o.lease)
-		owned[k.(leaseKey)] = o
+		if o := v.(*ownership); which(o.lease.InvalidationID) {
+			leases = append(leases, o.lease)
+			owned[k.(leaseKey)] = o
+		}
 		return true
 	})
 	if len(leases) == 0 {
@@ -87,10 +103,12 @@ func (e *Engine) renew(ctx context.Context) error {
 		owned[key].cancel(errLost)
 		delete(owned, key)
 	}
+	lapse := asked.Add(reliable(e.leaseLength))
 	for _, o := range owned {
 		// Stop reports false when the timer has fired, that is, the work was given up already.
 		if o.until.Stop() {
-			o.until.Reset(time.Until(asked.Add(e.leaseLength * 2 / 3)))
+			o.lapse.Store(&lapse)
+			o.until.Reset(time.Until(lapse))
 		}
 	}
 	return nil

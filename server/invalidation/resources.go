@@ -321,6 +321,8 @@ func (e *Engine) PauseTarget(ctx context.Context, caller Caller, target, reason 
 	}
 	now := e.now()
 	p := Pause{Target: target, Caller: caller, Reason: reason, Time: now}
+	e.pausing.Lock()
+	defer e.pausing.Unlock()
 	err = e.store.Pause(ctx, p, []Event{{Time: now, Type: "target.paused", Caller: caller, Target: target,
 		Data: mustJSON(map[string]string{"reason": reason})}})
 	if err != nil {
@@ -338,6 +340,8 @@ func (e *Engine) ResumeTarget(ctx context.Context, caller Caller, target string)
 	if err != nil {
 		return TargetStatus{}, err
 	}
+	e.pausing.Lock()
+	defer e.pausing.Unlock()
 	err = e.store.Resume(ctx, target, []Event{{Time: e.now(), Type: "target.resumed", Caller: caller, Target: target}})
 	if err != nil {
 		return TargetStatus{}, readError(err, "")

@@ -3,6 +3,7 @@ package invalidation
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/semaphore"
@@ -12,23 +13,27 @@ import (
 const growPause = time.Second
 
 // slots are a target's slots that this process holds: how many runs it may work on at once. With a journal of its own a
-// process holds all of them for good; processes that share one give back what they do not use, and take what they need.
+// process holds all of them for good. Processes that share one take what is free when they need more than they hold, and
+// give half of what they do not use to whoever finds none free: a process that is alone with its work has the whole of a
+// target's concurrency and rate.
 type slots struct {
 	store  Store
 	owner  string
 	target string
 	limit  int
 	length time.Duration
-	// share is told how many of the slots are held after every change; may be nil.
+	// share is told how many of the slots are held after every change.
 	share func(held, limit int)
 
 	// free counts the slots that are held and not in use. It is made for limit slots, of which those not held are taken.
 	free *semaphore.Weighted
+	// lapse is when the slots can no longer be relied on, by the local monotonic clock: a third of their lease before
+	// others may take them. nil if they are held for good.
+	lapse atomic.Pointer[time.Time]
 
 	mu    sync.Mutex // held during calls of the store: one at a time is enough
 	held  []Slot
 	asked time.Time
-	spare int // slots that were free at the last heartbeat
 }
 
 func newSlots(store Store, owner, target string, limit int, length time.Duration, share func(held, limit int)) *slots {
@@ -38,26 +43,67 @@ func newSlots(store Store, owner, target string, limit int, length time.Duration
 	return s
 }
 
-func (s *slots) tryAcquire() bool { return s.free.TryAcquire(1) }
+func (s *slots) tryAcquire() bool { return !s.lapsed() && s.free.TryAcquire(1) }
 
-func (s *slots) acquire(ctx context.Context) error { return s.free.Acquire(ctx, 1) }
+// acquire waits for a slot, and asks for more while others hold them.
+func (s *slots) acquire(ctx context.Context) error {
+	for {
+		wait, cancel := ctx, context.CancelFunc(func() {})
+		if !s.complete() {
+			if err := s.grow(ctx); err != nil {
+				return err
+			}
+			wait, cancel = context.WithTimeout(ctx, growPause)
+		}
+		err := s.free.Acquire(wait, 1)
+		cancel()
+		switch {
+		case err == nil && !s.lapsed():
+			return nil
+		case err == nil:
+			s.free.Release(1)
+			select {
+			case <-time.After(growPause):
+			case <-ctx.Done():
+			}
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+	}
+}
 
 func (s *slots) release(n int) { s.free.Release(int64(n)) }
 
+// lapsed reports whether the slots may be somebody else's by now: a process that was frozen must not go on with them.
+func (s *slots) lapsed() bool {
+	t := s.lapse.Load()
+	return t != nil && time.Now().After(*t)
+}
+
+// relyFrom notes that the slots were asked for at that time.
+func (s *slots) relyFrom(asked time.Time) {
+	t := asked.Add(reliable(s.length))
+	s.lapse.Store(&t)
+}
+
 // grow asks for the slots that are not held yet. It is limited in how often it asks.
-func (s *slots) grow(ctx context.Context, now time.Time) error {
+func (s *slots) grow(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.held) == s.limit || now.Sub(s.asked) < growPause {
+	if len(s.held) == s.limit || !s.asked.IsZero() && time.Since(s.asked) < growPause {
 		return nil
 	}
-	s.asked = now
+	s.asked = time.Now()
 	more, err := s.store.AcquireSlots(ctx, s.target, s.owner, s.limit-len(s.held), s.limit, s.length)
 	if err != nil || len(more) == 0 {
 		return err
 	}
+	if len(s.held) == 0 && !more[0].Until.IsZero() {
+		s.relyFrom(s.asked)
+	}
 	s.held = append(s.held, more...)
-	s.changed()
+	s.share(len(s.held), s.limit)
 	s.free.Release(int64(len(more)))
 	return nil
 }
@@ -76,14 +122,14 @@ func (s *slots) complete() bool {
 	return len(s.held) == s.limit
 }
 
-// renew prolongs the slots and gives back half of those that were free at the last heartbeat and are so now, but never
-// the last one: other processes may want them. It is called at every heartbeat.
+// renew prolongs the slots. It is called at every heartbeat.
 func (s *slots) renew(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.held) == 0 || s.held[0].Until.IsZero() {
 		return nil
 	}
+	asked := time.Now()
 	held, lost, err := s.store.RenewSlots(ctx, s.held, s.length)
 	if err != nil {
 		return err
@@ -92,33 +138,33 @@ func (s *slots) renew(ctx context.Context) error {
 	if len(lost) > 0 {
 		// The runs that were worked on in them have lost their leases too; their places come back as they end.
 		go func() { _ = s.free.Acquire(context.Background(), int64(len(lost))) }()
-		s.changed()
+		s.share(len(s.held), s.limit)
 	}
-	return s.shrink(ctx)
+	s.relyFrom(asked)
+	return nil
 }
 
-// shrink gives idle slots back.
-func (s *slots) shrink(ctx context.Context) error {
+// give gives back half of the slots that are not in use, at least one if there is any: another process wants one.
+func (s *slots) give(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.held) == 0 || s.held[0].Until.IsZero() {
+		return nil
+	}
 	idle := 0
 	for s.free.TryAcquire(1) {
 		idle++
 	}
-	s.free.Release(int64(idle))
-	surplus := min(s.spare, idle)
-	s.spare = idle
-	n := min((surplus+1)/2, len(s.held)-1)
-	if n <= 0 || !s.free.TryAcquire(int64(n)) {
+	n := (idle + 1) / 2
+	s.free.Release(int64(idle - n))
+	if n == 0 {
 		return nil
 	}
+	// From here on they are not ours: if the answer is lost, they come back when their lease ends.
 	back := s.held[len(s.held)-n:]
-	if err := s.store.ReleaseSlots(ctx, back); err != nil {
-		s.free.Release(int64(n))
-		return err
-	}
 	s.held = s.held[:len(s.held)-n]
-	s.spare -= n
-	s.changed()
-	return nil
+	s.share(len(s.held), s.limit)
+	return s.store.ReleaseSlots(ctx, back)
 }
 
 // drop gives everything back: the process ends.
@@ -128,10 +174,4 @@ func (s *slots) drop(ctx context.Context) error {
 	held := s.held
 	s.held = nil
 	return s.store.ReleaseSlots(ctx, held)
-}
-
-func (s *slots) changed() {
-	if s.share != nil {
-		s.share(len(s.held), s.limit)
-	}
 }

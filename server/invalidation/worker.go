@@ -71,10 +71,15 @@ func newWorker(e *Engine, t Target, removed bool) *worker {
 	w := &worker{
 		e: e, target: t, removed: removed,
 		log:   e.log.With("target", t.Name),
-		slots: newSlots(e.store, e.owner, t.Name, t.Concurrency, e.leaseLength, t.Share),
 		polls: rate.NewLimiter(rate.Limit(e.pollsPerSecond), 1),
 		wake:  make(chan struct{}, 1),
 	}
+	w.slots = newSlots(e.store, e.owner, t.Name, t.Concurrency, e.leaseLength, func(held, limit int) {
+		w.polls.SetLimit(rate.Limit(e.pollsPerSecond) * rate.Limit(max(held, 1)) / rate.Limit(limit))
+		if t.Share != nil {
+			t.Share(held, limit)
+		}
+	})
 	w.breaker = circuitbreaker.NewBuilder[any]().
 		WithFailureThreshold(breakerFailures).WithSuccessThreshold(1).
 		WithDelay(breakerDelay).
@@ -102,13 +107,13 @@ func (w *worker) tryStart() bool {
 	return w.slots.tryAcquire()
 }
 
-// start works on a run for which a slot was taken.
-func (w *worker) start(c ClaimedRun) {
+// start works on a run for which a slot was taken, under a lease that was asked for at that time.
+func (w *worker) start(c ClaimedRun, asked time.Time) {
 	w.working.Add(1)
 	w.e.attempts.Go(func() {
 		defer w.free()
 		defer w.working.Add(-1)
-		w.work(c)
+		w.work(c, asked)
 	})
 }
 
@@ -176,7 +181,15 @@ func (w *worker) claim(ctx context.Context) (time.Duration, error) {
 	w.backlog.Store(false)
 	limit, expiredOnly := w.allowance()
 	if limit == 0 && !w.slots.complete() {
-		if err := w.slots.grow(ctx, w.e.now()); err != nil {
+		// Others hold slots: they are asked for only when there is work for them.
+		at, ok, err := w.e.store.NextDue(ctx, w.target.Name)
+		if err != nil {
+			return 0, err
+		}
+		if !ok || at.After(w.e.now()) {
+			return w.nap(at, ok), nil
+		}
+		if err := w.slots.grow(ctx); err != nil {
 			return 0, err
 		}
 		limit, expiredOnly = w.allowance()
@@ -190,6 +203,7 @@ func (w *worker) claim(ctx context.Context) (time.Duration, error) {
 		return idle, nil
 	}
 	w.claims++
+	asked := time.Now()
 	claimed, err := w.e.store.Claim(ctx, Claim{
 		Target: w.target.Name, Owner: w.e.owner, Limit: limit, LeaseLength: w.e.leaseLength,
 		ExpiredOnly: expiredOnly, BulkFirst: w.claims%bulkShare == 0,
@@ -201,14 +215,18 @@ func (w *worker) claim(ctx context.Context) (time.Duration, error) {
 	}
 	w.slots.release(limit - len(claimed))
 	for _, c := range claimed {
-		w.start(c)
+		w.start(c, asked)
 	}
 	if len(claimed) == limit {
 		w.backlog.Store(true)
 		w.signal()
 		return idle, nil
 	}
-	return w.sleep(ctx)
+	at, ok, err := w.e.store.NextDue(ctx, w.target.Name)
+	if err != nil {
+		return 0, err
+	}
+	return w.nap(at, ok), nil
 }
 
 // allowance takes as many slots as may be claimed for now, at most a few at a time so that priorities stay fresh.
@@ -236,14 +254,10 @@ func (w *worker) allowance() (slots int, expiredOnly bool) {
 	return slots, expiredOnly
 }
 
-// sleep returns how long until something may be due.
-func (w *worker) sleep(ctx context.Context) (time.Duration, error) {
-	at, ok, err := w.e.store.NextDue(ctx, w.target.Name)
-	if err != nil {
-		return 0, err
-	}
+// nap returns how long to sleep if something is due at that time.
+func (w *worker) nap(at time.Time, ok bool) time.Duration {
 	if !ok {
-		return idle, nil
+		return idle
 	}
 	next := at.Sub(w.e.now())
 	// What is due but held back is looked at when that ends, and now and then meanwhile, for what has expired.
@@ -256,12 +270,12 @@ func (w *worker) sleep(ctx context.Context) (time.Duration, error) {
 	} else if d := w.breaker.RemainingDelay(); d > 0 {
 		floor = d
 	}
-	return min(max(next, floor), idle), nil
+	return min(max(next, floor), idle)
 }
 
 // work does one leased run's next step and journals it.
-func (w *worker) work(c ClaimedRun) {
-	ctx, done := w.e.own(c.Lease)
+func (w *worker) work(c ClaimedRun, asked time.Time) {
+	ctx, own, done := w.e.own(c.Lease, asked)
 	defer done()
 	log := w.log.With("invalidation", c.Lease.InvalidationID)
 	now := w.e.now()
@@ -280,7 +294,7 @@ func (w *worker) work(c ClaimedRun) {
 		run = w.e.resolveLate(ctx, w.target, c, now)
 	default:
 		var ok bool
-		if run, ok = w.attempt(ctx, c, run, log); !ok {
+		if run, ok = w.attempt(ctx, own, c, run, log); !ok {
 			return
 		}
 	}
@@ -289,12 +303,12 @@ func (w *worker) work(c ClaimedRun) {
 
 // attempt calls the adapter once. ok is false when there is nothing to journal: the run was given back, or is no longer
 // ours.
-func (w *worker) attempt(ctx context.Context, c ClaimedRun, run Run, log *slog.Logger) (_ Run, ok bool) {
+func (w *worker) attempt(ctx context.Context, own *ownership, c ClaimedRun, run Run, log *slog.Logger) (_ Run, ok bool) {
 	var sent atomic.Bool
 	ctx, cancel := context.WithTimeout(ctx, min(attemptTimeout, max(run.ExpireTime.Sub(w.e.now()), 0)))
 	defer cancel()
 	fenced := adapters.WithFence(ctx, func(context.Context) error {
-		if err := w.fence(ctx, run); err != nil {
+		if err := w.fence(ctx, own, run); err != nil {
 			return err
 		}
 		sent.Store(true)
@@ -345,9 +359,13 @@ func (w *worker) invalidate(ctx context.Context, req adapters.Request) (res adap
 }
 
 // fence is asked before every request that changes something.
-func (w *worker) fence(ctx context.Context, run Run) error {
+func (w *worker) fence(ctx context.Context, own *ownership, run Run) error {
 	if err := context.Cause(ctx); err != nil {
 		return err
+	}
+	if own.lapsed() {
+		own.cancel(errLost)
+		return errLost
 	}
 	if !w.e.now().Before(run.ExpireTime) {
 		return errExpired

@@ -76,14 +76,13 @@ UPDATE invalidations AS i SET revision = i.revision + 1 FROM r WHERE i.id = r.in
 	// leased is the guard of what only the owner of a run may do.
 	leased = `invalidation_id = $1 AND idx = $2 AND lease_owner = $3 AND lease_token = $4 AND lease_until > clock_timestamp()`
 
+	// A leased run is due when its lease ends.
 	selectNextDue = `SELECT min(due) FROM (
-  (SELECT greatest(r.due_time, now) AS due FROM clock_timestamp() AS now, runs AS r
-   WHERE r.target = $1 AND r.priority = 0 AND r.due_time IS NOT NULL AND (r.lease_until IS NULL OR r.lease_until <= now)
-   ORDER BY r.due_time LIMIT 1)
+  (SELECT greatest(r.due_time, clock_timestamp()) AS due FROM runs AS r
+   WHERE r.target = $1 AND r.priority = 0 AND r.due_time IS NOT NULL ORDER BY r.due_time LIMIT 1)
   UNION ALL
-  (SELECT greatest(r.due_time, now) FROM clock_timestamp() AS now, runs AS r
-   WHERE r.target = $1 AND r.priority = 1 AND r.due_time IS NOT NULL AND (r.lease_until IS NULL OR r.lease_until <= now)
-   ORDER BY r.due_time LIMIT 1)
+  (SELECT greatest(r.due_time, clock_timestamp()) FROM runs AS r
+   WHERE r.target = $1 AND r.priority = 1 AND r.due_time IS NOT NULL ORDER BY r.due_time LIMIT 1)
 ) AS d`
 )
 
@@ -214,7 +213,7 @@ func (s *Store) Release(ctx context.Context, l invalidation.Lease) error {
 	return nil
 }
 
-// NextDue returns when the earliest unleased run at the target becomes due.
+// NextDue returns when the earliest run at the target can be claimed.
 func (s *Store) NextDue(ctx context.Context, target string) (time.Time, bool, error) {
 	if !storable(target) {
 		return time.Time{}, false, nil

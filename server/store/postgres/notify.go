@@ -18,6 +18,8 @@ const (
 	presenceInterval = 2 * time.Second
 	// maxPayload is less than the 8,000 bytes that PostgreSQL allows.
 	maxPayload = 7000
+	// slotsWanted begins a line that is no change: a target's name follows.
+	slotsWanted = "slots wanted: "
 	// maxUntold is how many changes are told one by one; more of them are told as one [invalidation.AnyChange].
 	maxUntold = 10000
 )
@@ -32,6 +34,7 @@ type news struct {
 
 	mu          sync.Mutex
 	subscribers []func(string)
+	followers   []func(invalidation.News)
 	untold      []string
 	known       map[string]bool // what is in untold
 	wake        chan struct{}   // cap 1
@@ -56,12 +59,23 @@ func (n *news) subscribe(f func(string)) {
 	n.subscribers = append(n.subscribers, f)
 }
 
+func (n *news) follow(f func(invalidation.News)) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.followers = append(n.followers, f)
+}
+
 // changed tells this process at once, and the others soon.
 func (n *news) changed(ids []string) {
 	if len(ids) == 0 {
 		return
 	}
 	n.publish(ids)
+	n.others(ids)
+}
+
+// others tells other processes soon.
+func (n *news) others(ids []string) {
 	n.mu.Lock()
 	for _, id := range ids {
 		switch {
@@ -87,6 +101,25 @@ func (n *news) publish(ids []string) {
 	for _, id := range ids {
 		for _, f := range subscribers {
 			f(id)
+		}
+	}
+}
+
+// heard passes on what others tell.
+func (n *news) heard(lines []string) {
+	n.mu.Lock()
+	followers := n.followers
+	n.mu.Unlock()
+	for _, line := range lines {
+		var told invalidation.News
+		if target, wish := strings.CutPrefix(line, slotsWanted); wish {
+			told.SlotsWanted = target
+		} else {
+			n.publish([]string{line})
+			told.Changed = line
+		}
+		for _, f := range followers {
+			f(told)
 		}
 	}
 }
@@ -234,7 +267,7 @@ func (n *news) hear() {
 		}
 		pause = minReconnect
 		n.s.log.Info("listening for other replicas' changes again")
-		n.publish([]string{invalidation.AnyChange, ""})
+		n.heard([]string{invalidation.AnyChange, ""})
 	}
 }
 
@@ -259,7 +292,7 @@ func (n *news) hearOn() error {
 		case err == nil:
 			sender, text, _ := strings.Cut(heard.Payload, "\n")
 			if sender != n.me {
-				n.publish(strings.Split(text, "\n"))
+				n.heard(strings.Split(text, "\n"))
 			}
 			continue
 		case n.ctx.Err() != nil || n.conn.IsClosed() || !expired:
@@ -273,7 +306,7 @@ func (n *news) hearOn() error {
 		}
 		if left {
 			// It may have died between a commit and telling of it.
-			n.publish([]string{invalidation.AnyChange, ""})
+			n.heard([]string{invalidation.AnyChange, ""})
 		}
 	}
 }

@@ -43,7 +43,7 @@ UPDATE target_slots AS s SET owner = NULL, until = NULL FROM held WHERE s.target
 )
 
 // AcquireSlots takes up to want of a target's slots that nobody holds, or whose lease has ended, for length. It does not
-// wait: fewer, or none, means that the others are taken. limit is the target's concurrency; of replicas that know
+// wait: fewer, or none, means that the others are taken; if none was free, their holders are told. limit is the target's concurrency; of replicas that know
 // different limits, each keeps to its own slots, so that no more than the highest are held.
 //
 // A caller whose answer is lost ([invalidation.ErrCommitUnknown]) may hold slots that it does not know of; they come back
@@ -79,8 +79,12 @@ func (s *Store) AcquireSlots(ctx context.Context, target, owner string, want, li
 		}); err != nil {
 			return nil, fmt.Errorf("acquire slots: %w", err)
 		}
-		if len(slots) > 0 || !made {
+		if len(slots) > 0 {
 			return slots, nil
+		}
+		if !made {
+			s.news.others([]string{slotsWanted + target})
+			return nil, nil
 		}
 	}
 }

@@ -202,6 +202,9 @@ func (s *Store) Now(ctx context.Context) (now time.Time, err error) {
 // others when they are told.
 func (s *Store) OnChange(f func(id string)) { s.news.subscribe(f) }
 
+// OnNews registers f for what other processes tell.
+func (s *Store) OnNews(f func(invalidation.News)) { s.news.follow(f) }
+
 // Close waits for transactions under way and closes the connections.
 func (s *Store) Close() error {
 	s.close.Do(func() {
