@@ -75,10 +75,14 @@ func Open(ctx context.Context, o Options) (_ *Server, err error) {
 	}
 	opened = append(opened, store.Close)
 	parts.Store = store
-	engine, err := invalidation.New(ctx, invalidation.Options{
+	options := invalidation.Options{
 		Store: store, Resolver: a.resolver, Targets: a.targets, Logger: o.Logger,
 		Retention: time.Duration(o.Config.Retention),
-	})
+	}
+	if p := o.Config.Store.Postgres; p != nil {
+		options.LeaseLength = time.Duration(p.Lease)
+	}
+	engine, err := invalidation.New(ctx, options)
 	if err != nil {
 		return nil, fmt.Errorf("take up the journal: %w", err)
 	}

@@ -71,6 +71,9 @@ type Store struct {
 type Postgres struct {
 	// DSN says how to connect, as a URL or as key=value pairs; it usually holds a password.
 	DSN secret.String `yaml:"dsn"`
+	// Lease is how long the work of a gateway that has died, or does not reach the database, is left alone before another
+	// one takes it over, 3s to 10m. Default: 30s.
+	Lease Duration `yaml:"lease"`
 }
 
 // SQLite is a journal in a file.
@@ -197,12 +200,15 @@ const (
 	DefaultAdmin       = "127.0.0.1:9091"
 	DefaultSQLitePath  = "endsession.db"
 	DefaultRetention   = Duration(90 * 24 * time.Hour)
+	DefaultLease       = Duration(30 * time.Second)
 	DefaultConcurrency = 8
 	DefaultMaxMembers  = 500
 )
 
 // Bounds.
 const (
+	minLease       = Duration(3 * time.Second)
+	maxLease       = Duration(10 * time.Minute)
 	maxConcurrency = 1000
 	maxMembers     = 10_000
 	maxNameLength  = 63
@@ -216,6 +222,9 @@ func (c *Config) SetDefaults() {
 
 // SetDefaults implements [strictyaml.Defaulter].
 func (l *Listen) SetDefaults() { l.GRPC, l.HTTP, l.Admin = DefaultGRPC, DefaultHTTP, DefaultAdmin }
+
+// SetDefaults implements [strictyaml.Defaulter].
+func (p *Postgres) SetDefaults() { p.Lease = DefaultLease }
 
 // SetDefaults implements [strictyaml.Defaulter].
 func (d *Directory) SetDefaults() { d.OnMissing = UseGiven }

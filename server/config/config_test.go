@@ -270,6 +270,8 @@ func TestOneProblem(t *testing.T) {
 		{"EmptyStore", sound + "store: {}\n", "2: store: want sqlite or postgres"},
 		{"PostgresWithoutDSN", sound + "store: {postgres: {}}\n", "2: store.postgres.dsn: required"},
 		{"PostgresEmptyDSN", sound + "store: {postgres: {dsn: ' '}}\n", "2: store.postgres.dsn: empty"},
+		{"ShortLease", sound + "store: {postgres: {dsn: x, lease: 2s}}\n", "2: store.postgres.lease: want 3s to 10m"},
+		{"LongLease", sound + "store: {postgres: {dsn: x, lease: 1h}}\n", "2: store.postgres.lease: want 3s to 10m"},
 		{"TwoStores", sound + "store: {postgres: {dsn: x}, sqlite: {path: y}}\n", "2: store: want sqlite or postgres, not both"},
 		{"EmptyDirectory", sound + "directory: {}\n", "2: directory: want file or ldap"},
 		{"LDAP", sound + "directory: {ldap: {}}\n", "2: directory.ldap: not supported yet"},

@@ -184,6 +184,10 @@ func (p *parser) store() {
 	}
 	if postgres != nil && s.Postgres != nil {
 		p.text(postgres, "store.postgres", "dsn", s.Postgres.DSN.Reveal())
+		path := "store.postgres.lease"
+		if _, v := strictyaml.Lookup(postgres, "lease"); v != nil && !p.Reported(path) && (s.Postgres.Lease < minLease || s.Postgres.Lease > maxLease) {
+			p.Invalid(v, v.Line, path, fmt.Errorf("want %v to %v", minLease, maxLease))
+		}
 	}
 }
 
