@@ -279,6 +279,43 @@ func TestReadinessFollowsTheJournal(t *testing.T) {
 	})
 }
 
+// TestDrainingIsNotReady is about the time in which callers get their last answers.
+func TestDrainingIsNotReady(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		s := start(t, &fakeEngine{check: func(context.Context) error { <-release; return nil }})
+		health := healthv1.NewHealthClient(s.conn)
+		if _, err := health.Check(t.Context(), &healthv1.HealthCheckRequest{}); err != nil { // so that there is a connection
+			t.Fatal(err)
+		}
+		answered := make(chan int, 1)
+		go func() {
+			resp, err := s.http.Post("http://localhost/v1/targets/apm:check", "application/json", nil)
+			if err != nil {
+				t.Error(err)
+				answered <- 0
+				return
+			}
+			_ = resp.Body.Close()
+			answered <- resp.StatusCode
+		}()
+		synctest.Wait()
+		s.stop()
+		synctest.Wait() // HTTP drains
+		if code, _ := get(t, s.admin, "/readyz"); code != http.StatusServiceUnavailable {
+			t.Errorf("/readyz answers %d", code)
+		}
+		reply, err := health.Check(t.Context(), &healthv1.HealthCheckRequest{})
+		if err != nil || reply.GetStatus() != healthv1.HealthCheckResponse_NOT_SERVING {
+			t.Errorf("health: got %v, %v; want NOT_SERVING", reply, err)
+		}
+		close(release)
+		if code := <-answered; code != http.StatusOK {
+			t.Errorf("the call under way was answered %d", code)
+		}
+	})
+}
+
 // TestHealthWatchersDoNotHoldUpTheEnd is about a stream that never ends by itself.
 func TestHealthWatchersDoNotHoldUpTheEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -127,6 +127,7 @@ func FuzzBody(f *testing.F) {
 		`{"selector": {"user": {"id": "alice"}}}`,
 		`{"selector": {"user": {"id": "alice", "email": "alice@corp.example", "attributes": {"uid": "a17"}, "targetUsernames": {"storage": {"usernames": ["uid=a17", "x"]}}}, "provider": {"type": "saml", "name": "okta"}, "group": "vpn"}}`,
 		`{"selector": {"all": true}, "confirmBroad": true, "confirm_broad": true}`,
+		`{"selector": {"user": {"id": "alice"}}, "reason": ""}`,
 		`{"selector": {"sessions": [{"target": "apm", "device": "d", "id": "1"}, {"target": "apm", "id": "2"}]}}`,
 		`{"selector": {"user": null}, "labels": {}, "targets": [], "reason": ""}`,
 		`{"selector": {"user": {"id": "alice", "\u0069d": "bob"}}} {}`,
