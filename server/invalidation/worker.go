@@ -179,7 +179,7 @@ const idle = time.Minute
 // claim leases due runs for the free slots and starts them; it returns how long to sleep if nothing wakes it earlier.
 func (w *worker) claim(ctx context.Context) (time.Duration, error) {
 	w.backlog.Store(false)
-	limit, expiredOnly := w.allowance()
+	limit, expiredOnly, trying := w.allowance()
 	if limit == 0 && !w.slots.complete() {
 		// Others hold slots: they are asked for only when there is work for them.
 		at, ok, err := w.e.store.NextDue(ctx, w.target.Name)
@@ -192,7 +192,7 @@ func (w *worker) claim(ctx context.Context) (time.Duration, error) {
 		if err := w.slots.grow(ctx); err != nil {
 			return 0, err
 		}
-		limit, expiredOnly = w.allowance()
+		limit, expiredOnly, trying = w.allowance()
 	}
 	if limit == 0 {
 		// free signals when a slot returns, because of backlog.
@@ -226,11 +226,17 @@ func (w *worker) claim(ctx context.Context) (time.Duration, error) {
 	if err != nil {
 		return 0, err
 	}
+	if trying && ok {
+		// free signals when the one that went ahead is done, because of backlog.
+		w.backlog.Store(true)
+		return heldBack, nil
+	}
 	return w.nap(at, ok), nil
 }
 
-// allowance takes as many slots as may be claimed for now, at most a few at a time so that priorities stay fresh.
-func (w *worker) allowance() (slots int, expiredOnly bool) {
+// allowance takes as many slots as may be claimed for now, at most a few at a time so that priorities stay fresh. trying
+// says that all others wait for what becomes of the one run that went ahead.
+func (w *worker) allowance() (slots int, expiredOnly, trying bool) {
 	most := 4
 	parked, _ := w.parking()
 	switch {
@@ -240,7 +246,7 @@ func (w *worker) allowance() (slots int, expiredOnly bool) {
 	case parked, !w.breaker.IsClosed():
 		// One run goes ahead to see whether the target, which was refusing or silent, works again.
 		if w.working.Load() > 0 {
-			expiredOnly = true
+			expiredOnly, trying = true, true
 			break
 		}
 		most = 1
@@ -251,7 +257,7 @@ func (w *worker) allowance() (slots int, expiredOnly bool) {
 	for slots < most && w.slots.tryAcquire() {
 		slots++
 	}
-	return slots, expiredOnly
+	return slots, expiredOnly, trying
 }
 
 // nap returns how long to sleep if something is due at that time.
