@@ -29,12 +29,13 @@ func (s *claiming) Claim(ctx context.Context, c invalidation.Claim) ([]invalidat
 func TestWhoWaitsForATrialDoesNotSpin(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		f := newFixture(t, "apm")
-		var calls atomic.Int64
+		var calls atomic.Int64 // since the breaker opened
+		begun := time.Now()
 		f.scripts["apm"].answer(func(ctx context.Context, req adapters.Request) (adapters.Result, error) {
-			if calls.Add(1) <= 5 {
+			if time.Since(begun) < 14*time.Second {
 				return adapters.Result{}, adapters.Errorf(adapters.Unreachable, "no")
 			}
-			if calls.Load() == 6 {
+			if calls.Add(1) == 1 {
 				time.Sleep(time.Minute) // the trial
 			}
 			return ended(1)(ctx, req)
@@ -49,7 +50,10 @@ func TestWhoWaitsForATrialDoesNotSpin(t *testing.T) {
 		for i := range 10 {
 			invs = append(invs, f.invalidate(user(fmt.Sprint("u", i)), 0))
 		}
-		time.Sleep(15 * time.Second) // the breaker's delay
+		time.Sleep(16 * time.Second) // the breaker's delay
+		if n := calls.Load(); n != 1 {
+			t.Fatalf("%d calls go ahead, want 1", n)
+		}
 		before := store.n.Load()
 		time.Sleep(50 * time.Second)
 		if n := store.n.Load() - before; n > 10 {
