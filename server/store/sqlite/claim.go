@@ -3,6 +3,7 @@ package sqlite
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/endsession/endsession/server/invalidation"
@@ -226,9 +227,5 @@ func (s *Store) NextDue(ctx context.Context, target string) (time.Time, bool, er
 	if len(due) == 0 {
 		return time.Time{}, false, nil
 	}
-	at := due[0]
-	if len(due) > 1 {
-		at = min(at, due[1])
-	}
-	return time.UnixMicro(max(at, now)).UTC(), true, nil
+	return time.UnixMicro(max(slices.Min(due), now)).UTC(), true, nil
 }

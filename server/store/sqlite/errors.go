@@ -15,8 +15,7 @@ func failure(err error) error {
 	if err == nil || !errors.As(err, &e) {
 		return err
 	}
-	switch e.Code() {
-	case lib.SQLITE_CONSTRAINT_TRIGGER:
+	if e.Code() == lib.SQLITE_CONSTRAINT_TRIGGER {
 		return fmt.Errorf("%w: %w", invalidation.ErrIllegalTransition, err)
 	}
 	switch e.Code() & 0xff {

@@ -37,7 +37,7 @@ func Explain(path, statement string) (plan, ops []string, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	defer c.close()
+	defer func() { err = errors.Join(err, c.close()) }()
 	args := make([]driver.Value, strings.Count(statement, "?"))
 	err = c.each(context.Background(), func(r *row) error { plan = append(plan, r.values[3].(string)); return nil }, "EXPLAIN QUERY PLAN "+statement, args...)
 	if err == nil {
@@ -68,7 +68,7 @@ func Schema(path string) (schema []string, err error) {
 	if err != nil {
 		return nil, err
 	}
-	defer c.close()
+	defer func() { err = errors.Join(err, c.close()) }()
 	err = c.each(context.Background(), func(r *row) error { schema = append(schema, r.text()); return nil },
 		"SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY type, name")
 	return schema, err

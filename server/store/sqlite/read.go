@@ -13,7 +13,7 @@ import (
 )
 
 const (
-	// Before all others: the rows of the index that holds only these.
+	// The index holds nothing else.
 	selectUnfinished = `SELECT target, count(*) FROM runs INDEXED BY runs_due WHERE due_time IS NOT NULL GROUP BY target`
 
 	selectEvents = `SELECT chain, seq, time, type, caller_kind, caller_name, invalidation_id, target, data, prev_hash, hash
@@ -23,12 +23,10 @@ FROM audit WHERE (chain, seq) > (?1, ?2) ORDER BY chain, seq LIMIT ?3`
 // Get returns an invalidation.
 func (s *Store) Get(ctx context.Context, id string) (invalidation.Invalidation, error) {
 	var inv invalidation.Invalidation
-	err := s.read(ctx, func(ctx context.Context, c *conn) error {
+	err := s.read(ctx, func(_ context.Context, c *conn) error {
 		// It is quick: to interrupt it would cost more than to let it end.
-		found, err := load(context.Background(), c, id)
-		if err == nil && ctx.Err() == nil {
-			inv = found
-		}
+		var err error
+		inv, err = load(context.Background(), c, id)
 		return err
 	})
 	if err != nil {
@@ -45,18 +43,16 @@ func (s *Store) List(ctx context.Context, q invalidation.Query) ([]invalidation.
 	query, args := list(q)
 	var page []invalidation.Invalidation
 	err := s.read(ctx, func(ctx context.Context, c *conn) error {
-		var invs []invalidation.Invalidation
-		if err := c.each(ctx, func(r *row) error { invs = append(invs, scanInvalidation(r)); return nil }, query, args...); err != nil {
+		if err := c.each(ctx, func(r *row) error { page = append(page, scanInvalidation(r)); return nil }, query, args...); err != nil {
 			return err
 		}
-		for i := range invs[:min(len(invs), q.Limit)] {
-			runs, err := loadRuns(ctx, c, invs[i].ID)
+		for i := range page[:min(len(page), q.Limit)] {
+			runs, err := loadRuns(ctx, c, page[i].ID)
 			if err != nil {
 				return err
 			}
-			invs[i].Runs = runs
+			page[i].Runs = runs
 		}
-		page = invs
 		return nil
 	})
 	if err != nil {
@@ -153,11 +149,8 @@ func (s *Store) Unfinished(ctx context.Context) (map[string]int, error) {
 	var counts map[string]int
 	err := s.read(ctx, func(ctx context.Context, c *conn) error {
 		found := map[string]int{}
-		if err := c.each(ctx, func(r *row) error { found[r.text()] = int(r.num()); return nil }, selectUnfinished); err != nil {
-			return err
-		}
 		counts = found
-		return nil
+		return c.each(ctx, func(r *row) error { found[r.text()] = int(r.num()); return nil }, selectUnfinished)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("count unfinished runs: %w", err)
@@ -179,19 +172,14 @@ type Entry struct {
 func (s *Store) Events(ctx context.Context, chain string, seq int64, limit int) ([]Entry, error) {
 	var entries []Entry
 	err := s.read(ctx, func(ctx context.Context, c *conn) error {
-		var found []Entry
-		if err := c.each(ctx, func(r *row) error {
+		return c.each(ctx, func(r *row) error {
 			e := Entry{Chain: r.text(), Seq: r.num()}
 			e.Event = invalidation.Event{Time: r.time(), Type: r.text(), Caller: invalidation.Caller{Kind: r.text(), Name: r.text()},
 				InvalidationID: r.text(), Target: r.text(), Data: json.RawMessage(r.rawJSON())}
 			e.PrevHash, e.Hash = r.blob(), r.blob()
-			found = append(found, e)
+			entries = append(entries, e)
 			return nil
-		}, selectEvents, chain, seq, int64(limit)); err != nil {
-			return err
-		}
-		entries = found
-		return nil
+		}, selectEvents, chain, seq, int64(limit))
 	})
 	if err != nil {
 		return nil, fmt.Errorf("read audit events: %w", err)

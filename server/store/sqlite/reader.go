@@ -17,8 +17,8 @@ type query struct {
 	answer chan error // cap 1
 }
 
-// read answers a query on one of the readers' connections, in one transaction: all it reads is of one moment. do must not
-// touch its caller's variables once ctx has ended.
+// read answers a query on one of the readers' connections, in one transaction: all it reads is of one moment. When it
+// returns an error, do may still be running: what do writes to must not be used then.
 func (s *Store) read(ctx context.Context, do func(context.Context, *conn) error) error {
 	if err := ctx.Err(); err != nil {
 		return unavailable(err)

@@ -67,12 +67,14 @@ func try(t *testing.T, db *sql.DB, q string, args ...any) error {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer tx.Rollback()
 	res, err := tx.Exec(q, args...)
 	if err == nil {
 		if n, _ := res.RowsAffected(); n == 0 {
 			t.Errorf("%s: changes nothing", q)
 		}
+	}
+	if rerr := tx.Rollback(); rerr != nil {
+		t.Errorf("%s: take back: %v", q, rerr)
 	}
 	return err
 }

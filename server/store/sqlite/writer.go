@@ -78,8 +78,9 @@ func (t *tx) audit(events []invalidation.Event) error {
 	return nil
 }
 
-// change runs do in a durable transaction. If ctx ends while it waits for its turn, it is withdrawn. Once begun its end is
-// near and is waited for, but not for ever: then the outcome is unknown.
+// change runs do in a durable transaction, once. If ctx ends while it waits for its turn, it is withdrawn. Once it has begun
+// its end is near and is waited for, but not for ever: then the answer is [invalidation.ErrCommitUnknown], do may still be
+// running, and what it writes to must not be used.
 func (s *Store) change(ctx context.Context, do func(*tx) error) error {
 	if err := ctx.Err(); err != nil {
 		return unavailable(err)
