@@ -356,11 +356,37 @@ func TestOpenOnFreePorts(t *testing.T) {
 			t.Errorf("%s answers %s", url, resp.Status)
 		}
 	}
-	// A second gateway on a port that is taken does not touch the journal.
+	rebound, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+srv.HTTPAddr().String()+"/v1/targets", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rebound.Host = "rebound.example"
+	if resp, err := http.DefaultClient.Do(rebound); err != nil || resp.StatusCode != http.StatusForbidden {
+		t.Errorf("another host's name on a loopback port: got %v, %v; want it refused", resp, err)
+	} else {
+		_ = resp.Body.Close()
+	}
+	// A second gateway on a port that is taken gives the others back, and does not touch the journal.
 	taken := parse(t, dir, strings.Replace(deskYAML, `http: "127.0.0.1:0"`, `http: "`+srv.HTTPAddr().String()+`"`, 1))
 	taken.Store.SQLite.Path = filepath.Join(dir, "other.db")
-	if _, err := server.Open(t.Context(), server.Options{Config: taken, Logger: slog.New(slog.DiscardHandler)}); err == nil || !strings.Contains(err.Error(), "listen.http") {
+	var listeners []net.Listener
+	_, err = server.Open(t.Context(), server.Options{
+		Config: taken, Logger: slog.New(slog.DiscardHandler),
+		Listen: func(ctx context.Context, network, address string) (net.Listener, error) {
+			l, err := new(net.ListenConfig).Listen(ctx, network, address)
+			if err == nil {
+				listeners = append(listeners, l)
+			}
+			return l, err
+		},
+	})
+	if err == nil || !strings.Contains(err.Error(), "listen.http") {
 		t.Errorf("on a port that is taken: got %v", err)
+	}
+	for _, l := range listeners {
+		if err := l.Close(); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("the listener %v was left open", l.Addr())
+		}
 	}
 	if _, err := os.Stat(taken.Store.SQLite.Path); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the journal was opened without a port: %v", err)

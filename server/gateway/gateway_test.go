@@ -120,6 +120,15 @@ func TestLoopback(t *testing.T) {
 	}
 }
 
+// TestBodyThatIsNoText is about bytes that encoding/json would mend in silence.
+func TestBodyThatIsNoText(t *testing.T) {
+	conn := &recorder{}
+	w := post(handler(t, conn, true), "/v1/sessions:invalidate", []byte("{\"selector\": {\"user\": {\"id\": \"al\xffice\"}}}"))
+	if w.Code != http.StatusBadRequest || !strings.Contains(w.Body.String(), "UTF-8") || conn.asked != nil {
+		t.Errorf("got %d %s, asked %v", w.Code, w.Body, conn.asked)
+	}
+}
+
 // FuzzBody holds that a body which is let through says neither more nor less than the request it becomes: every value
 // of the body is in the message, nothing else is, and nothing in it was null, empty, or said twice.
 func FuzzBody(f *testing.F) {
