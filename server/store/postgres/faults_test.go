@@ -327,7 +327,7 @@ var errAny = errors.New("any error")
 func TestFrozenServer(t *testing.T) {
 	t.Parallel()
 	c := pgtest.New(t, pgtest.Fast())
-	const timeout = time.Second
+	const timeout = 3 * time.Second
 	s := openWith(t, postgres.Options{DSN: c.DSN(c.Schema(t)), Timeout: timeout, MaxConns: 20})
 	inv, leases := accept(t, s, asked("apm", "kibana"))
 	warm(t, s, 20)
