@@ -54,10 +54,12 @@ func (p retryPolicy) settle(run Run, a attempt) Run {
 	if a.err == nil {
 		run.State = RunRunning
 		run.Error = nil
-		run.Retry = RetryState{}
+		// A task that was begun says nothing about how it will end: what failed, or survived, before is not forgotten.
 		after := a.result.Pending.After
 		if a.result.Pending.Poll {
 			after = max(after, p.poll())
+		} else {
+			run.Retry.Failures = 0
 		}
 		return schedule(run, a.at, after)
 	}

@@ -168,6 +168,40 @@ func TestSettleKeepsHowFarItGot(t *testing.T) {
 	}
 }
 
+// A target that takes the work every time, and every time reports that it failed, is asked twice: that it took the work
+// does not start the count anew.
+func TestSettleCountsFailuresAcrossCalls(t *testing.T) {
+	for kind, most := range map[adapters.Kind]int{adapters.Failed: 2, adapters.StillAlive: 6} {
+		run, attempts := firstAttempt(), 0
+		for !run.State.Final() && attempts < 20 {
+			taken := adapters.Result{Pending: &adapters.Pending{After: time.Second, Poll: true, Resume: json.RawMessage(`1`)}}
+			run = invalidation.Settle(run, taken, nil, true, settleTime, 0, 0)
+			run = invalidation.Settle(run, adapters.Result{}, adapters.Errorf(kind, "x"), false, settleTime, 0, 0)
+			attempts++
+		}
+		if run.State != invalidation.RunFailed || attempts != most {
+			t.Errorf("%s: %s after %d attempts, want FAILED after %d", kind, run.State, attempts, most)
+		}
+	}
+}
+
+func TestSettleLengthensTheBackoffOfWorkThatIsLostAgainAndAgain(t *testing.T) {
+	run := firstAttempt()
+	for range 5 {
+		for _, poll := range []bool{true, true} {
+			run = invalidation.Settle(run, adapters.Result{Pending: &adapters.Pending{Poll: poll, Resume: json.RawMessage(`1`)}}, nil, true, settleTime, 0.5, 0)
+		}
+		run = invalidation.Settle(run, adapters.Result{}, adapters.Errorf(adapters.Uncertain, "x"), true, settleTime, 0.5, 0)
+	}
+	if want := 8 * time.Second; run.Error.RetryDelay != want {
+		t.Errorf("after five lost tasks the next begins in %v, want %v", run.Error.RetryDelay, want)
+	}
+	run = invalidation.Settle(run, adapters.Result{Pending: &adapters.Pending{Resume: json.RawMessage(`1`)}}, nil, true, settleTime, 0.5, 0)
+	if run.Retry.Failures != 0 {
+		t.Error("progress does not shorten it again")
+	}
+}
+
 func TestSettleKeepsABoundedNumberOfSessions(t *testing.T) {
 	var sessions []adapters.Session
 	for i := range invalidation.MaxRunSessions + 1 {
