@@ -24,9 +24,15 @@ const (
 	upsertPause = `INSERT INTO target_pauses (target, caller_kind, caller_name, reason, time) VALUES ($1, $2, $3, $4, $5)
 ON CONFLICT (target) DO UPDATE SET caller_kind = $2, caller_name = $3, reason = $4, time = $5`
 
-	// Runs and labels go with it, by their foreign keys.
-	deleteCompleted = `DELETE FROM invalidations WHERE id = ANY (ARRAY(
-  SELECT id FROM invalidations WHERE complete_time < $1 ORDER BY complete_time LIMIT $2 FOR UPDATE SKIP LOCKED))`
+	// Runs and labels go with it, by their foreign keys. The runs are locked before it, as everywhere.
+	deleteCompleted = `WITH old AS MATERIALIZED (
+  SELECT id FROM invalidations WHERE complete_time < $1 ORDER BY complete_time LIMIT $2
+), r AS MATERIALIZED (
+  SELECT r.idx FROM runs AS r WHERE r.invalidation_id = ANY (ARRAY(SELECT id FROM old)) ORDER BY r.invalidation_id, r.idx FOR UPDATE
+), i AS MATERIALIZED (
+  SELECT id FROM invalidations WHERE id = ANY (ARRAY(SELECT id FROM old)) AND (SELECT count(*) FROM r) >= 0 FOR UPDATE SKIP LOCKED
+)
+DELETE FROM invalidations WHERE id = ANY (ARRAY(SELECT id FROM i))`
 )
 
 var (
