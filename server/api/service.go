@@ -43,7 +43,7 @@ type Service struct {
 
 // New returns a service. When drain ends, streams end and waiting calls answer with what they have, so that a server
 // can stop gracefully without waiting as long as its callers would.
-func New(engine Engine, log *slog.Logger, drain context.Context) (*Service, error) {
+func New(drain context.Context, engine Engine, log *slog.Logger) (*Service, error) {
 	rules, err := newRules()
 	if err != nil {
 		return nil, err
