@@ -163,7 +163,8 @@ func within(pkg, pattern string) bool {
 		return false
 	}
 	for i := range want {
-		if suffix, ok := strings.CutPrefix(want[i], "*"); have[i] != want[i] && !(ok && strings.HasSuffix(have[i], suffix)) {
+		suffix, wild := strings.CutPrefix(want[i], "*")
+		if have[i] != want[i] && (!wild || !strings.HasSuffix(have[i], suffix)) {
 			return false
 		}
 	}

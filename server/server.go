@@ -94,7 +94,7 @@ func New(parts Parts) (*Server, error) {
 	}
 	// The drain begins with the shutdown, not with the context of a caller.
 	s.drain, s.endDrain = context.WithCancel(context.Background())
-	service, err := api.New(parts.Engine, parts.Logger, s.drain)
+	service, err := api.New(s.drain, parts.Engine, parts.Logger)
 	if err != nil {
 		return nil, err
 	}
@@ -250,13 +250,14 @@ func (s *Server) shutdown(force context.Context) error {
 	// The health of a process that is on its way out is asked for until the very end.
 	defer func() { _ = s.admin.Close() }()
 
-	s.step(force, "HTTP drains", httpDrain, func(ctx context.Context) error {
+	// Who is cut off here learns it from the connection; what was accepted goes on all the same.
+	_ = s.step(force, "HTTP drains", httpDrain, func(ctx context.Context) error {
 		if err := s.http.Shutdown(ctx); err != nil {
 			return errors.Join(err, s.http.Close())
 		}
 		return nil
 	})
-	s.step(force, "gRPC drains", grpcDrain, func(ctx context.Context) error {
+	_ = s.step(force, "gRPC drains", grpcDrain, func(ctx context.Context) error {
 		return errors.Join(stopGracefully(ctx, s.grpc), s.dialled.Close(), stopGracefully(ctx, s.memory))
 	})
 	engine := s.step(force, "attempts finish", attemptDrain, func(ctx context.Context) error {

@@ -18,6 +18,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -247,8 +248,13 @@ func TestListenerThatFailsEndsTheServer(t *testing.T) {
 
 func TestReadinessFollowsTheJournal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var down error
-		s := start(t, &fakeEngine{ready: func() error { return down }})
+		var down atomic.Bool
+		s := start(t, &fakeEngine{ready: func() error {
+			if down.Load() {
+				return errors.New("disk full")
+			}
+			return nil
+		}})
 		client := healthv1.NewHealthClient(s.conn)
 		expect := func(when string, ready int, serving healthv1.HealthCheckResponse_ServingStatus) {
 			t.Helper()
@@ -267,10 +273,10 @@ func TestReadinessFollowsTheJournal(t *testing.T) {
 			}
 		}
 		expect("at first", http.StatusOK, healthv1.HealthCheckResponse_SERVING)
-		down = errors.New("disk full")
+		down.Store(true)
 		time.Sleep(6 * time.Second)
 		expect("journal down", http.StatusServiceUnavailable, healthv1.HealthCheckResponse_NOT_SERVING)
-		down = nil
+		down.Store(false)
 		time.Sleep(6 * time.Second)
 		expect("journal up again", http.StatusOK, healthv1.HealthCheckResponse_SERVING)
 		if n := strings.Count(s.log.String(), "readiness changed"); n != 2 {

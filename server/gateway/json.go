@@ -202,7 +202,8 @@ func (c *jsonChecker) value(path string, fd protoreflect.FieldDescriptor, t json
 			wrong = "must be true or false"
 		}
 	case protoreflect.EnumKind:
-		if !isNumber && !(isString && fd.Enum().Values().ByName(protoreflect.Name(s)) != nil) {
+		named := isString && fd.Enum().Values().ByName(protoreflect.Name(s)) != nil
+		if !isNumber && !named {
 			wrong = "must be one of the values of " + string(fd.Enum().Name())
 		}
 	case protoreflect.MessageKind:
