@@ -83,6 +83,7 @@ func lineJSON(t *testing.T, line string) string {
 
 // TestCommands runs every client command against one gateway, one after the other, and compares what is printed.
 func TestCommands(t *testing.T) {
+	t.Parallel()
 	g, c := startForCLI(t)
 	apm := g.lab.systems["apm"].(*bigiqtest.Server)
 	var name string // of the last invalidation
@@ -166,6 +167,7 @@ func TestCommands(t *testing.T) {
 
 // TestWatch shows each change until the final one.
 func TestWatch(t *testing.T) {
+	t.Parallel()
 	g, c := startForCLI(t)
 	apm := g.lab.systems["apm"].(*bigiqtest.Server)
 	apm.Change(func(q *bigiqtest.Quirks) { q.Stuck = true })
@@ -208,6 +210,7 @@ func TestWatch(t *testing.T) {
 // TestWhatIsGivenEmptyIsRefused gives every flag an empty value, as an empty shell variable does: nothing may be ended
 // that the caller did not ask for.
 func TestWhatIsGivenEmptyIsRefused(t *testing.T) {
+	t.Parallel()
 	g, c := startForCLI(t)
 	for _, args := range [][]string{
 		{"--user", ""},
@@ -296,6 +299,7 @@ func TestWhatIsGivenEmptyIsRefused(t *testing.T) {
 
 // TestConfirmation asks, and takes nothing but a yes for one.
 func TestConfirmation(t *testing.T) {
+	t.Parallel()
 	g, c := startForCLI(t)
 	call := []string{"invalidate", "--user", "alice", "--target", "storage"}
 	for _, answer := range []string{"", "\n", "n\n", "no\n", "yess\n", "ye\n", "ja\n", "0\n", "y y\n", "\ny\n", "alice\n"} {
@@ -346,6 +350,7 @@ func TestConfirmation(t *testing.T) {
 
 // TestNobodyThere has no gateway to speak to.
 func TestNobodyThere(t *testing.T) {
+	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -367,6 +372,7 @@ func TestNobodyThere(t *testing.T) {
 
 // TestConnectionOverTLS speaks to a gateway with a certificate.
 func TestConnectionOverTLS(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	certFile, keyFile, otherFile := filepath.Join(dir, "tls.crt"), filepath.Join(dir, "tls.key"), filepath.Join(dir, "other.pem")
 	certificate(t, certFile, keyFile)

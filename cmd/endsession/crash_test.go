@@ -109,6 +109,7 @@ func crashes() []crash {
 
 // TestKilledInTheMiddleEveryRunIsFinished kills the gateway with SIGKILL at instants that matter.
 func TestKilledInTheMiddleEveryRunIsFinished(t *testing.T) {
+	t.Parallel()
 	list := crashes()
 	for i := range list {
 		list[i].always = true
@@ -118,6 +119,7 @@ func TestKilledInTheMiddleEveryRunIsFinished(t *testing.T) {
 
 // TestKilledAtRandomEveryRunIsFinished kills it anywhere, sometimes twice.
 func TestKilledAtRandomEveryRunIsFinished(t *testing.T) {
+	t.Parallel()
 	const seed = 20260831
 	random := rand.New(rand.NewPCG(seed, 1))
 	var list []crash

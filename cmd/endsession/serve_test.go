@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/endsession/endsession/adapters/bigiq/bigiqtest"
 	"github.com/endsession/endsession/adapters/kibana/kibanatest"
@@ -104,6 +105,7 @@ func nameOf(t *testing.T, answer string) string {
 
 // TestServeAnswersInTheDocumentedShapes runs the gateway as people do and reads what REST clients read, as text.
 func TestServeAnswersInTheDocumentedShapes(t *testing.T) {
+	t.Parallel()
 	s := serveLab(t, nil)
 	apm := s.lab.systems["apm"].(*bigiqtest.Server)
 	expect := func(name string, want, status int, answer string) {
@@ -204,6 +206,7 @@ func TestServeAnswersInTheDocumentedShapes(t *testing.T) {
 
 // TestServeRefusesAndSendsNothing makes calls that must be refused, and looks at the journal and at the targets.
 func TestServeRefusesAndSendsNothing(t *testing.T) {
+	t.Parallel()
 	g := newGate(false, func(upstream) bool { return true }) // any request to any target
 	defer g.open()
 	s := serveLab(t, g.wrap())
@@ -234,6 +237,7 @@ func TestServeRefusesAndSendsNothing(t *testing.T) {
 
 // TestServeTrustsOnlyTheConfiguredAuthority takes one target's certificate authority for another's.
 func TestServeTrustsOnlyTheConfiguredAuthority(t *testing.T) {
+	t.Parallel()
 	l, dir := newLab(), t.TempDir()
 	urls := l.serve(t, dir, nil)
 	path := labConfig{dir: dir, urls: urls, listen: [3]string{"127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"}, change: func(text string) string {
@@ -260,6 +264,7 @@ func TestServeTrustsOnlyTheConfiguredAuthority(t *testing.T) {
 // TestServeEndsInOrder sends SIGTERM while a caller waits: the caller is answered, what is under way is finished, and
 // what is left is taken up at the next start.
 func TestServeEndsInOrder(t *testing.T) {
+	t.Parallel()
 	g := newGate(false, of("kibana-prod", http.MethodPost, invalidate, "", 2))
 	s := serveLab(t, g.wrap())
 	t.Cleanup(g.open)
@@ -274,8 +279,12 @@ func TestServeEndsInOrder(t *testing.T) {
 	}()
 	<-g.reached
 	s.terminate(t)
-	// The caller is not kept waiting for what hangs.
-	r := <-answered
+	var r reply
+	select {
+	case r = <-answered:
+	case <-time.After(patience):
+		t.Fatal("the caller is kept waiting for what hangs")
+	}
 	if r.status != http.StatusAccepted || !strings.Contains(r.answer, `"state":"INVALIDATION_STATE_RUNNING"`) {
 		t.Errorf("the caller was answered HTTP %d: %s", r.status, r.answer)
 	}
@@ -316,6 +325,7 @@ func TestServeEndsInOrder(t *testing.T) {
 
 // TestServeRefusesToShare starts a second gateway on the same journal, and one on a port that is taken.
 func TestServeRefusesToShare(t *testing.T) {
+	t.Parallel()
 	s := serveLab(t, nil)
 	second := begin(t, s.path)
 	if status := second.wait(t); status != exitFailed || !strings.Contains(second.log.String(), "another process has it open") {
@@ -342,6 +352,7 @@ func TestServeRefusesToShare(t *testing.T) {
 
 // TestServeGoesOnWhenATargetIsDown has one target that answers nothing but errors.
 func TestServeGoesOnWhenATargetIsDown(t *testing.T) {
+	t.Parallel()
 	s := serveLab(t, nil)
 	kibana := s.lab.systems["kibana-prod"].(*kibanatest.Server)
 	kibana.Suffer(kibanatest.ElasticsearchDown)
