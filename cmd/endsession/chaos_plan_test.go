@@ -8,7 +8,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/endsession/endsession/adapters"
 	"github.com/endsession/endsession/adapters/emulator"
 	"github.com/endsession/endsession/server/invalidation"
 )

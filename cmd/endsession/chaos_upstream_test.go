@@ -66,7 +66,10 @@ func (s *schedule) upstreamTrouble(r *rand.Rand) {
 		case 1:
 			// Whether these were carried out is left open by the documents.
 			name := pick(r, "xDBConnectionLoss", "xDBOperationTimeout", "xDBNoServerResponse")
-			s.act(at, "element: "+name+" after the effect", func(c *chaos) { c.count("element " + name + " after the effect"); c.element.FailAfter(method, times, name) })
+			s.act(at, "element: "+name+" after the effect", func(c *chaos) {
+				c.count("element " + name + " after the effect")
+				c.element.FailAfter(method, times, name)
+			})
 		case 2:
 			name := pick(r, "xDBVersionMismatch", "xNotPrimary", "xNotReadyForIO", "xDBSessionExpired", "xUnknownAPIVersion")
 			s.act(at, "element: "+name, func(c *chaos) { c.count("element " + name); c.element.Fail(method, times, name) })

@@ -1,0 +1,224 @@
+package main
+
+import (
+	"bufio"
+	"cmp"
+	"crypto/rand"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// The campaign: random schedules of calls, faults, crashes and cancels against the real engine, journal and adapters, in
+// virtual time. See docs/reliability.md.
+//
+//	CHAOS_SEED=n        carry out the schedule of this seed, and no other
+//	CHAOS_SCHEDULES=n   that many schedules, of fresh seeds
+//	CHAOS_KILLS=n       that many kills of real processes
+//	CHAOS_MINUTES=n     stop after that long, whatever is left
+//	CHAOS_LOG=1         show what happened even if nothing is wrong
+
+// fixedSeeds are carried out by every test run, beside a fresh one.
+const fixedSeeds = 36
+
+func envInt(t testing.TB, name string, otherwise int) int {
+	text := os.Getenv(name)
+	if text == "" {
+		return otherwise
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil {
+		t.Fatalf("%s: %v", name, err)
+	}
+	return n
+}
+
+// chaosSeeds are the schedules to carry out.
+func chaosSeeds(t testing.TB) (seeds []uint64) {
+	t.Helper()
+	if text := os.Getenv("CHAOS_SEED"); text != "" {
+		seed, err := strconv.ParseUint(text, 10, 64)
+		if err != nil {
+			t.Fatalf("CHAOS_SEED: %v", err)
+		}
+		return []uint64{seed}
+	}
+	var fresh [8]byte
+	_, _ = rand.Read(fresh[:])
+	first := binary.LittleEndian.Uint64(fresh[:]) >> 16 // short enough to be typed
+	if n := envInt(t, "CHAOS_SCHEDULES", 0); n > 0 {
+		for i := range n {
+			seeds = append(seeds, first+uint64(i))
+		}
+		return seeds
+	}
+	for seed := range fixedSeeds {
+		seeds = append(seeds, uint64(seed))
+	}
+	return append(seeds, first)
+}
+
+// chaosEnd is when to stop.
+func chaosEnd(t testing.TB) time.Time {
+	if n := envInt(t, "CHAOS_MINUTES", 0); n > 0 {
+		return time.Now().Add(time.Duration(n) * time.Minute)
+	}
+	return time.Now().Add(24 * time.Hour)
+}
+
+// tally counts what was seen in all schedules.
+type tally struct {
+	mu     sync.Mutex
+	counts map[string]int
+	failed []uint64
+}
+
+func (y *tally) add(counts map[string]int) {
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	for what, n := range counts {
+		y.counts[what] += n
+	}
+}
+
+// print writes the report, in the order of the words.
+func (y *tally) print(out io.Writer) {
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	w := bufio.NewWriter(out)
+	defer func() { _ = w.Flush() }()
+	for _, what := range slices.Sorted(maps.Keys(y.counts)) {
+		fmt.Fprintf(w, "%8d  %s\n", y.counts[what], what)
+	}
+	for _, seed := range y.failed {
+		fmt.Fprintf(w, "FAILED    seed %d: CHAOS_SEED=%d go test -run '^TestChaos$' ./cmd/endsession\n", seed, seed)
+	}
+}
+
+// report is where the numbers go: to whoever runs the campaign, or into the verbose log of a test.
+func report(t testing.TB, title string, y *tally) {
+	var text strings.Builder
+	fmt.Fprintf(&text, "== %s\n", title)
+	y.print(&text)
+	if os.Getenv("CHAOS_SCHEDULES")+os.Getenv("CHAOS_KILLS") != "" {
+		fmt.Print(text.String())
+		return
+	}
+	t.Log(text.String())
+}
+
+// TestChaos carries out random schedules and judges each of them.
+func TestChaos(t *testing.T) {
+	setup := newChaosSetup(t)
+	seeds, end := chaosSeeds(t), chaosEnd(t)
+	total := &tally{counts: map[string]int{}}
+	began := time.Now()
+	queue := make(chan uint64)
+	var workers sync.WaitGroup
+	for range runtime.GOMAXPROCS(0) {
+		workers.Go(func() {
+			for seed := range queue {
+				t.Run(fmt.Sprintf("Seed=%d", seed), func(t *testing.T) {
+					c := carryOut(t, setup, seed)
+					total.add(c.counts)
+					if len(c.wrong) > 0 {
+						total.mu.Lock()
+						total.failed = append(total.failed, seed)
+						total.mu.Unlock()
+					}
+				})
+			}
+		})
+	}
+	carried := 0
+	for _, seed := range seeds {
+		if time.Now().After(end) {
+			break
+		}
+		queue <- seed
+		carried++
+	}
+	close(queue)
+	workers.Wait()
+	took := time.Since(began)
+	report(t, fmt.Sprintf("%d schedules in %v, %.1f a second, from seed %d on", carried, took.Round(time.Second/10),
+		float64(carried)/took.Seconds(), seeds[0]), total)
+}
+
+// carryOut lives through one schedule, in a bubble of virtual time.
+func carryOut(t *testing.T, setup *chaosSetup, seed uint64) (c *chaos) {
+	t.Helper()
+	dir, err := os.MkdirTemp(memoryDisk(), "endsession-chaos-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	synctest.Test(t, func(t *testing.T) {
+		c = newChaos(t, setup, newSchedule(seed), dir)
+		defer func() {
+			if len(c.wrong) > 0 || t.Failed() || os.Getenv("CHAOS_LOG") != "" {
+				t.Logf("seed %d:\n%s", seed, c.story.String())
+			}
+			for _, text := range c.wrong {
+				t.Errorf("seed %d: %s", seed, text)
+			}
+		}()
+		c.carryOut()
+		c.judge()
+		for _, state := range c.finals {
+			c.counts["runs that ended "+state]++
+		}
+		c.counts["requests to targets"] += len(c.sent)
+	})
+	return c
+}
+
+// memoryDisk is a file system without a disk, where there is one: in virtual time nobody cuts the power, so there is
+// nothing to be learnt from the disk's.
+func memoryDisk() string {
+	const dir = "/dev/shm"
+	if f, err := os.CreateTemp(dir, "endsession-chaos-"); err == nil {
+		_ = f.Close()
+		_ = os.Remove(f.Name())
+		return dir
+	}
+	return ""
+}
+
+// TestChaosReplays: a seed that failed fails again. The same seed sends the same requests, which meet the same faults and
+// get the same answers, and its runs end the same.
+func TestChaosReplays(t *testing.T) {
+	setup := newChaosSetup(t)
+	for seed := range uint64(3) {
+		var told [2][]string
+		for i := range told {
+			c := carryOut(t, setup, 1000+seed)
+			for _, s := range c.sent {
+				told[i] = append(told[i], fmt.Sprintf("%12.6f process %d: %s at %s: %s %s %s: %d", s.at.Sub(c.began).Seconds(), s.process, s.by.key, s.target, s.method, s.what, s.fault, s.status))
+			}
+			for run, state := range c.finals {
+				id, target, _ := strings.Cut(run, " at ")
+				told[i] = append(told[i], fmt.Sprintf("%s at %s is %s", c.keys[id], target, state))
+			}
+			slices.SortFunc(told[i], cmp.Compare[string])
+		}
+		for i := range min(len(told[0]), len(told[1])) {
+			if told[0][i] != told[1][i] {
+				t.Fatalf("seed %d: first\n%s\nthen\n%s", 1000+seed, told[0][i], told[1][i])
+			}
+		}
+		if len(told[0]) != len(told[1]) {
+			t.Errorf("seed %d: %d things happened, then %d", 1000+seed, len(told[0]), len(told[1]))
+		}
+	}
+}
