@@ -41,6 +41,9 @@ func (e *Engine) accept(ctx context.Context, req Request, retryOf string) (inv I
 	now := e.now()
 	runs, err := e.plan(ctx, req.Call, now)
 	if err != nil {
+		if inv, ok := e.replay(ctx, req, retryOf); ok {
+			return inv, true, nil
+		}
 		return Invalidation{}, false, err
 	}
 	id, err := uuid.NewV7()
@@ -89,6 +92,24 @@ func (e *Engine) accept(ctx context.Context, req Request, retryOf string) (inv I
 		}
 	}
 	return e.wait(ctx, accepted, req.Wait, changes), replayed, nil
+}
+
+// replay answers a repeated call that would not be accepted now: a target it names may be gone since.
+func (e *Engine) replay(ctx context.Context, req Request, retryOf string) (Invalidation, bool) {
+	if req.RequestID == "" {
+		return Invalidation{}, false
+	}
+	sum, err := digest(req.Call, retryOf)
+	if err != nil {
+		return Invalidation{}, false
+	}
+	inv, err := e.store.Replay(ctx, req.Caller, req.RequestID, sum)
+	if err != nil {
+		return Invalidation{}, false // unknown, or another call: the refusal stands
+	}
+	changes, unsubscribe := e.hub.subscribe(inv.ID)
+	defer unsubscribe()
+	return e.wait(ctx, inv, req.Wait, changes), true
 }
 
 // journal writes the acceptance. It does not die with the caller's connection: from here on the call may be accepted.

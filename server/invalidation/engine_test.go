@@ -991,3 +991,32 @@ func TestACommitWhoseAnswerIsLostIsLookedUp(t *testing.T) {
 		}
 	})
 }
+
+// A client that repeats a call gets its answer, also when a target it named has been taken out of the configuration.
+func TestARepeatedCallIsAnsweredThoughItWouldBeRefusedNow(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f := newFixture(t, "apm", "kibana")
+		f.start(nil)
+		call := user("alice")
+		call.Targets = []string{"apm", "kibana"}
+		req := invalidation.Request{Caller: caller, Call: call, RequestID: "0190b7a2-2222-7000-8000-000000000000", Wait: time.Minute}
+		first, _, err := f.engine.Invalidate(t.Context(), req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.stop(time.Second)
+		f.options.Targets = f.options.Targets[:1]
+		f.start(nil)
+		defer f.stop(time.Second)
+		again, replayed, err := f.engine.Invalidate(t.Context(), req)
+		if err != nil || !replayed || again.ID != first.ID {
+			t.Errorf("again: %s, replayed %v, %v; want %s, true", again.ID, replayed, err, first.ID)
+		}
+		req.Call.Reason = "another"
+		_, _, err = f.engine.Invalidate(t.Context(), req)
+		wantCallError(t, err, invalidation.InvalidArgument, invalidation.ReasonUnknownTarget)
+		req.RequestID = ""
+		_, _, err = f.engine.Invalidate(t.Context(), req)
+		wantCallError(t, err, invalidation.InvalidArgument, invalidation.ReasonUnknownTarget)
+	})
+}

@@ -37,11 +37,18 @@ type Store interface {
 	// Now is the store's clock.
 	Now(ctx context.Context) (time.Time, error)
 
+	// Ready reports whether changes can be journalled now. It writes, or asks who would.
+	Ready(ctx context.Context) error
+
 	// Accept journals a new invalidation with its runs. If the caller used the request id before with the same digest, it
 	// changes nothing and returns the earlier invalidation with replayed true; with another digest, ErrRequestReused.
 	// Runs named in a.Start are leased to a.Owner in the same transaction and begin their first attempt: RUNNING, open,
 	// one attempt counted. All others must be PENDING or final.
 	Accept(ctx context.Context, a Acceptance) (inv Invalidation, replayed bool, leases []Lease, err error)
+
+	// Replay returns the invalidation that a caller's request id stands for: ErrNotFound if for none, ErrRequestReused if
+	// the digest is another. Accept does the same and more; this is for calls that could not be accepted any more.
+	Replay(ctx context.Context, caller Caller, requestID string, digest []byte) (Invalidation, error)
 
 	// Get returns an invalidation, or ErrNotFound.
 	Get(ctx context.Context, id string) (Invalidation, error)

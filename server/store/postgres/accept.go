@@ -212,15 +212,38 @@ func (p *acceptance) accepted(now, until time.Time) (invalidation.Invalidation, 
 // replay returns the invalidation that the caller's request id stands for already.
 func (p *acceptance) replay(ctx context.Context, t *tx) (invalidation.Invalidation, error) {
 	t.mayCommit = false
+	return replay(ctx, t.Conn, p.inv.Caller, p.RequestID, p.Digest)
+}
+
+// replay looks a request id up; pgx.ErrNoRows if it stands for nothing.
+func replay(ctx context.Context, c *pgx.Conn, caller invalidation.Caller, requestID string, digest []byte) (invalidation.Invalidation, error) {
 	var id string
-	var digest []byte
-	if err := t.QueryRow(ctx, selectRequest, p.inv.Caller.Kind, p.inv.Caller.Name, p.RequestID).Scan(&id, &digest); err != nil {
+	var known []byte
+	if err := c.QueryRow(ctx, selectRequest, caller.Kind, caller.Name, requestID).Scan(&id, &known); err != nil {
 		return invalidation.Invalidation{}, err
 	}
-	if !bytes.Equal(digest, p.Digest) {
+	if !bytes.Equal(known, digest) {
 		return invalidation.Invalidation{}, invalidation.ErrRequestReused
 	}
-	return load(ctx, t.Conn, id)
+	return load(ctx, c, id)
+}
+
+// Replay returns the invalidation that a caller's request id stands for.
+func (s *Store) Replay(ctx context.Context, caller invalidation.Caller, requestID string, digest []byte) (inv invalidation.Invalidation, err error) {
+	err = invalidation.ErrNotFound
+	if storable(caller.Kind) && storable(caller.Name) && storable(requestID) {
+		err = s.read(ctx, func(ctx context.Context, c *pgx.Conn) (err error) {
+			inv, err = replay(ctx, c, caller, requestID, digest)
+			if errors.Is(err, pgx.ErrNoRows) {
+				return invalidation.ErrNotFound
+			}
+			return err
+		})
+	}
+	if err != nil {
+		return invalidation.Invalidation{}, fmt.Errorf("replay: %w", err)
+	}
+	return inv, nil
 }
 
 // settle finds out what became of an acceptance whose answer was lost.

@@ -616,6 +616,9 @@ func TestReadOnlyServer(t *testing.T) {
 	if _, err := s.Get(t.Context(), inv.ID); err != nil {
 		t.Errorf("Get: %v", err)
 	}
+	if err := s.Ready(t.Context()); !errors.Is(err, invalidation.ErrUnavailable) {
+		t.Errorf("Ready: %v, want ErrUnavailable", err)
+	}
 }
 
 // TestForeignLock: a lock that somebody else holds ends in a definite answer.

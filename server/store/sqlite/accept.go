@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"database/sql/driver"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -51,7 +52,8 @@ func (s *Store) Accept(ctx context.Context, a invalidation.Acceptance) (invalida
 	)
 	err = s.change(ctx, func(t *tx) (err error) {
 		if a.RequestID != "" {
-			if inv, replayed, err = replay(t, a); replayed || err != nil {
+			inv, err = replay(t.conn, a.Invalidation.Caller, a.RequestID, a.Digest)
+			if replayed = err == nil; !errors.Is(err, invalidation.ErrNotFound) {
 				return err
 			}
 		}
@@ -117,20 +119,33 @@ func prepareAcceptance(a invalidation.Acceptance) (*acceptance, error) {
 	return p, e.err
 }
 
-// replay returns the invalidation that the caller's request id stands for already.
-func replay(t *tx, a invalidation.Acceptance) (inv invalidation.Invalidation, found bool, err error) {
+// Replay returns the invalidation that a caller's request id stands for.
+func (s *Store) Replay(ctx context.Context, caller invalidation.Caller, requestID string, digest []byte) (inv invalidation.Invalidation, err error) {
+	err = s.read(ctx, func(_ context.Context, c *conn) (err error) {
+		inv, err = replay(c, caller, requestID, digest)
+		return err
+	})
+	if err != nil {
+		return invalidation.Invalidation{}, fmt.Errorf("replay: %w", err)
+	}
+	return inv, nil
+}
+
+// replay looks the request id up.
+func replay(c *conn, caller invalidation.Caller, requestID string, digest []byte) (invalidation.Invalidation, error) {
 	var id string
-	var digest []byte
-	found, err = t.one(func(r *row) error { id, digest = r.text(), r.blob(); return nil },
-		selectRequest, a.Invalidation.Caller.Kind, a.Invalidation.Caller.Name, a.RequestID)
-	if err != nil || !found {
-		return inv, false, err
+	var known []byte
+	found, err := c.one(func(r *row) error { id, known = r.text(), r.blob(); return nil },
+		selectRequest, caller.Kind, caller.Name, requestID)
+	switch {
+	case err != nil:
+		return invalidation.Invalidation{}, err
+	case !found:
+		return invalidation.Invalidation{}, invalidation.ErrNotFound
+	case !bytes.Equal(known, digest):
+		return invalidation.Invalidation{}, invalidation.ErrRequestReused
 	}
-	if !bytes.Equal(digest, a.Digest) {
-		return inv, false, invalidation.ErrRequestReused
-	}
-	inv, err = load(context.Background(), t.conn, id)
-	return inv, true, err
+	return load(context.Background(), c, id)
 }
 
 // insert writes the acceptance and returns the leases on the runs that begin.

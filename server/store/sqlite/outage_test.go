@@ -105,10 +105,16 @@ func TestOutage(t *testing.T) {
 						t.Errorf("Accept: %v; outcome unknown: %t", err, unknown)
 					}
 				}
+				if err := s.Ready(t.Context()); !errors.Is(err, invalidation.ErrUnavailable) {
+					t.Errorf("Ready: %v, want ErrUnavailable", err)
+				}
 				if !exists(t, s, before) || exists(t, s, during) {
 					t.Error("reading during the outage: not what was there before")
 				}
 				d.ask(nil)
+				if err := s.Ready(t.Context()); err != nil {
+					t.Errorf("Ready after the outage: %v", err)
+				}
 				if err := accept(t.Context(), s, after); err != nil {
 					t.Fatalf("after the outage: %v", err)
 				}

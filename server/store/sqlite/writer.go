@@ -263,7 +263,7 @@ func (w *writer) settle(err error) error {
 		return err // full, or locked: the log has no commit record
 	}
 	_ = w.conn.script("ROLLBACK") // there may be none any more
-	if w.conn.script("PRAGMA user_version = 1") != nil {
+	if w.conn.script(writeNothing) != nil {
 		return fmt.Errorf("%w: %w", invalidation.ErrCommitUnknown, err)
 	}
 	return err

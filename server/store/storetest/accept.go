@@ -263,6 +263,15 @@ func acceptReplays(t *testing.T, h Harness) {
 		t.Fatalf("again: replayed %t, %d leases, error %v", replayed, len(leases), err)
 	}
 	equal(t, "replayed", inv, first)
+	inv, err = s.Replay(t.Context(), a.Invalidation.Caller, a.RequestID, a.Digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	equal(t, "looked up", inv, first)
+	_, err = s.Replay(t.Context(), a.Invalidation.Caller, a.RequestID, []byte{0, 1, 254})
+	wantError(t, "looked up with other contents", err, invalidation.ErrRequestReused)
+	_, err = s.Replay(t.Context(), invalidation.Caller{Kind: "oidc", Name: a.Invalidation.Caller.Name}, a.RequestID, a.Digest)
+	wantError(t, "looked up by another caller", err, invalidation.ErrNotFound)
 	other := a
 	other.Digest = []byte{0, 1, 254}
 	_, _, _, err = s.Accept(t.Context(), other)
