@@ -122,10 +122,16 @@ func handleError(
 
 // handleRoutingError answers a path or a method that leads nowhere.
 func handleRoutingError(
-	_ context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, _ *http.Request, code int,
+	_ context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, r *http.Request, code int,
 ) {
 	switch code {
 	case http.StatusMethodNotAllowed:
+		// Every path of the API has one method: what ends in a verb is a POST, except for watching.
+		allow := http.MethodGet
+		if _, verb, ok := strings.Cut(r.URL.Path, ":"); ok && verb != "watch" {
+			allow = http.MethodPost
+		}
+		w.Header().Set("Allow", allow)
 		refuse(w, code, codes.Unimplemented, "the method is not allowed here")
 	case http.StatusNotFound:
 		refuse(w, code, codes.NotFound, "there is nothing at this path")

@@ -284,3 +284,21 @@ func FuzzPath(f *testing.F) {
 		}
 	})
 }
+
+// TestMethodNotAllowed: the answer says which method the path has.
+func TestMethodNotAllowed(t *testing.T) {
+	h := handler(t, &recorder{}, true)
+	for path, allow := range map[string]string{
+		"/v1/targets":              "GET",
+		"/v1/targets/apm:check":    "POST",
+		"/v1/sessions:invalidate":  "POST",
+		"/v1/invalidations:cancel": "POST",
+		"/v1/invalidations/0190b7a2-0000-7000-8000-000000000000:watch": "GET",
+	} {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest(http.MethodDelete, "http://localhost"+path, nil))
+		if w.Code != http.StatusMethodNotAllowed || w.Header().Get("Allow") != allow {
+			t.Errorf("DELETE %s: %d, Allow %q; want 405, %q", path, w.Code, w.Header().Get("Allow"), allow)
+		}
+	}
+}
