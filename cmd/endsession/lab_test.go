@@ -220,7 +220,7 @@ func (l *lab) labels(t testing.TB, target, list string) []string {
 	return labels
 }
 
-// gateway is the configuration of testdata with other addresses.
+// labConfig is the configuration of testdata with other addresses.
 type labConfig struct {
 	dir string
 	// listen are the addresses of gRPC, HTTP and admin; urls those of the targets.

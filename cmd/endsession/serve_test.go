@@ -167,7 +167,7 @@ func TestServeAnswersInTheDocumentedShapes(t *testing.T) {
 		{"unsupported", "POST", "/v1/sessions:invalidate", `{"selector": {"group": "ops"}, "targets": ["kibana-prod"], "confirmBroad": true}`, 200},
 		{"partial", "POST", "/v1/sessions:invalidate", `{"selector": {"user": {"id": "bob"}, "group": "vpn"}}`, 200},
 		{"preview", "POST", "/v1/sessions:invalidate", `{"selector": {"user": {"id": "zoë"}}, "targets": ["apm", "kibana-prod", "storage"], "validateOnly": true}`, 200},
-		{"error-unknown-fields", "POST", "/v1/sessions:invalidate", `{"selector": {"user": {"id": "bob", "nmae": "x"}}, "target": "apm"}`, 400},
+		{"error-unknown-fields", "POST", "/v1/sessions:invalidate", `{"selector": {"user": {"id": "bob", "nam": "x"}}, "target": "apm"}`, 400},
 		{"error-null", "POST", "/v1/sessions:invalidate", `{"selector": {"user": null, "provider": {"type": "saml"}}, "confirmBroad": true}`, 400},
 		{"error-empty-user", "POST", "/v1/sessions:invalidate", `{"selector": {"user": {"id": ""}, "group": "vpn"}, "confirmBroad": true}`, 400},
 		{"error-blank-user", "POST", "/v1/sessions:invalidate", `{"selector": {"user": {"id": "  "}}}`, 400},
