@@ -157,11 +157,11 @@ func (e *Engine) wait(ctx context.Context, inv Invalidation, length time.Duratio
 	}
 	timer := time.NewTimer(length)
 	defer timer.Stop()
-	for {
+	for up := false; !up; {
 		select {
 		case <-changes:
 		case <-timer.C:
-			return inv
+			up = true // one last look: news of another process may be late
 		case <-ctx.Done():
 			return inv
 		}
@@ -176,6 +176,7 @@ func (e *Engine) wait(ctx context.Context, inv Invalidation, length time.Duratio
 			return inv
 		}
 	}
+	return inv
 }
 
 func runStates(runs []Run) []RunState {
