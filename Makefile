@@ -17,6 +17,11 @@ GOLANGCI := $(GO) tool -modfile=lint.mod golangci-lint
 # Two packages at a time: several of them start databases and emulators.
 TESTFLAGS ?= -p 2 -parallel 4 -timeout 20m
 FUZZTIME ?= 30s
+# How long the fault campaign is, and the seed to begin with (empty: a fresh one). MINUTES, if given, ends each part early.
+SCHEDULES ?= 2000
+KILLS ?= 100
+SEED ?=
+MINUTES ?=
 # What `make breaking` compares the contract with.
 AGAINST ?= main
 
@@ -113,6 +118,17 @@ fuzz: ## run every fuzz test for FUZZTIME (30s)
 	    $(GO) test -run '^$$' -fuzz "^$$fuzz\$$" -fuzztime $(FUZZTIME) "$$pkg"
 	  done
 	done
+
+# The test binary runs by itself, so that what it counts is seen while it runs.
+.PHONY: chaos
+chaos: ## random faults, crashes and kills (SCHEDULES=2000 KILLS=100 SEED= MINUTES=)
+	@echo "==> chaos: $(SCHEDULES) schedules in virtual time, $(KILLS) kills of real processes; see docs/reliability.md"
+	tmp=$$(mktemp -d)
+	trap 'rm -rf "$$tmp"' EXIT
+	$(GO) test -c -o "$$tmp/chaos.test" ./cmd/endsession
+	cd cmd/endsession
+	CHAOS_SCHEDULES=$(SCHEDULES) CHAOS_KILLS=$(KILLS) CHAOS_SEED=$(SEED) CHAOS_MINUTES=$(MINUTES) \
+	  "$$tmp/chaos.test" -test.run '^TestChaos(Kills)?$$' -test.timeout 6h
 
 .PHONY: clean
 clean: ## remove what was built

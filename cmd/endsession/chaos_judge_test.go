@@ -49,7 +49,12 @@ func (c *chaos) judge() {
 	}
 	c.judgeDead(all)
 	c.end(c.now, time.Minute)
-	c.judgeAudit(all)
+	accepted := auditTrail(c.now.path, all, c.broken)
+	for _, s := range c.sent {
+		if s.mutating && s.at.Before(accepted[s.by.id]) {
+			c.broken("%s: %s was sent before the audit event", s.by.key, s.what)
+		}
+	}
 }
 
 // judgeCalls: what was answered is there, and a request id stands for one invalidation.
@@ -157,7 +162,12 @@ func (c *chaos) judgeRun(inv invalidation.Invalidation, r invalidation.Run) {
 		}
 	}
 	killed := c.killedBy(inv.ID, r.Target)
-	c.judgeCount(r, killed, mutations, bad)
+	judgeCount(r, len(killed), mutations, bad)
+	for _, x := range r.Sessions {
+		if !slices.ContainsFunc(killed, func(k *seenSession) bool { return k.session.Key() == x.Key() }) {
+			bad("it names %s, which it did not end", x.ID)
+		}
+	}
 	warned := func(code adapters.Reason) bool {
 		return slices.ContainsFunc(r.Warnings, func(w adapters.Warning) bool { return w.Code == code })
 	}
@@ -183,11 +193,11 @@ func (c *chaos) judgeRun(inv invalidation.Invalidation, r invalidation.Run) {
 }
 
 // judgeCount: what is called exact is exact, what is called a minimum is one, what nobody knows is absent.
-func (c *chaos) judgeCount(r invalidation.Run, killed []*seenSession, mutations int, bad func(string, ...any)) {
+func judgeCount(r invalidation.Run, n, mutations int, bad func(string, ...any)) {
 	tells := r.Kind != "bigiq"
 	nothing := slices.ContainsFunc(r.Warnings, func(w adapters.Warning) bool { return w.Code == adapters.WarnNothingCanMatch }) ||
 		r.Selector == nil
-	switch n := len(killed); {
+	switch {
 	case r.Counted && !tells && !nothing:
 		bad("it counts %d, but a BIG-IQ never tells", r.Count)
 	case !r.Counted && r.Count != 0:
@@ -202,11 +212,6 @@ func (c *chaos) judgeCount(r invalidation.Run, killed []*seenSession, mutations 
 		bad("no attempt, but %d requests and %d dead", mutations, n)
 	case r.State == invalidation.RunSucceeded && !r.Counted && tells && !r.CountIsMinimum:
 		bad("this target tells the number, and the count is unknown")
-	}
-	for _, x := range r.Sessions {
-		if !slices.ContainsFunc(killed, func(k *seenSession) bool { return k.session.Key() == x.Key() }) {
-			bad("it names %s, which it did not end", x.ID)
-		}
 	}
 }
 
@@ -274,40 +279,42 @@ func (c *chaos) judgeDead(all []invalidation.Invalidation) {
 	}
 }
 
-// judgeAudit reads the audit trail from the file: it is no part of what the engine shows yet.
-func (c *chaos) judgeAudit(all []invalidation.Invalidation) {
-	db, err := sql.Open("sqlite", (&url.URL{Scheme: "file", Path: c.now.path, RawQuery: "mode=ro&immutable=1"}).String())
+// auditTrail reads the audit trail from a journal that nobody has open and holds it against the invalidations: each was
+// accepted once, and each run ended once. It returns when they were accepted.
+func auditTrail(path string, all []invalidation.Invalidation, broken func(string, ...any)) (accepted map[string]time.Time) {
+	db, err := sql.Open("sqlite", (&url.URL{Scheme: "file", Path: path, RawQuery: "mode=ro&immutable=1"}).String())
 	if err != nil {
-		c.broken("read the audit trail: %v", err)
-		return
+		broken("read the audit trail: %v", err)
+		return nil
 	}
 	defer func() { _ = db.Close() }()
 	rows, err := db.Query(`SELECT chain, seq, time, type, coalesce(invalidation_id, ''), coalesce(target, '') FROM audit ORDER BY chain, seq`)
 	if err != nil {
-		c.broken("read the audit trail: %v", err)
-		return
+		broken("read the audit trail: %v", err)
+		return nil
 	}
 	defer func() { _ = rows.Close() }()
-	accepted, cancelled, finals := map[string]time.Time{}, map[string]int{}, map[string][]string{}
+	accepted = map[string]time.Time{}
+	cancelled, finals := map[string]int{}, map[string][]string{}
 	chain, next := "", int64(1)
 	for rows.Next() {
 		var typ, id, target, link string
 		var seq, at int64
 		if err := rows.Scan(&link, &seq, &at, &typ, &id, &target); err != nil {
-			c.broken("read the audit trail: %v", err)
-			return
+			broken("read the audit trail: %v", err)
+			return nil
 		}
 		if link != chain {
 			chain, next = link, 1
 		}
 		if seq != next {
-			c.broken("the audit chain %s goes on with %d instead of %d", link, seq, next)
+			broken("the audit chain %s goes on with %d instead of %d", link, seq, next)
 		}
 		next = seq + 1
 		switch word := strings.TrimPrefix(typ, "run."); {
 		case typ == "invalidation.accepted":
 			if _, again := accepted[id]; again {
-				c.broken("the audit trail has %s accepted twice", c.keys[id])
+				broken("the audit trail has %s accepted twice", id)
 			}
 			accepted[id] = time.UnixMicro(at)
 		case typ == "invalidation.cancelled":
@@ -317,19 +324,12 @@ func (c *chaos) judgeAudit(all []invalidation.Invalidation) {
 		}
 	}
 	if err := rows.Err(); err != nil {
-		c.broken("read the audit trail: %v", err)
+		broken("read the audit trail: %v", err)
 	}
 	for _, inv := range all {
-		at, ok := accepted[inv.ID]
-		if !ok {
-			c.broken("the audit trail does not have %s accepted", inv.Call.Reason)
+		if accepted[inv.ID].IsZero() {
+			broken("the audit trail does not have %s accepted", inv.Call.Reason)
 		}
-		for _, s := range c.sent {
-			if s.mutating && s.by.id == inv.ID && s.at.Before(at) {
-				c.broken("%s: %s was sent before the audit event", inv.Call.Reason, s.what)
-			}
-		}
-		delete(accepted, inv.ID)
 		ends := 0
 		for _, r := range inv.Runs {
 			var want []string
@@ -341,14 +341,15 @@ func (c *chaos) judgeAudit(all []invalidation.Invalidation) {
 				want = []string{string(r.State)}
 			}
 			if got := finals[inv.ID+" at "+r.Target]; !slices.Equal(got, want) {
-				c.broken("%s at %s is %s, and the audit trail has %v", inv.Call.Reason, r.Target, r.State, got)
+				broken("%s at %s is %s, and the audit trail has %v", inv.Call.Reason, r.Target, r.State, got)
 			}
 		}
 		if cancelled[inv.ID] != ends {
-			c.broken("%s was cancelled %d times, says the audit trail; want %d", inv.Call.Reason, cancelled[inv.ID], ends)
+			broken("%s was cancelled %d times, says the audit trail; want %d", inv.Call.Reason, cancelled[inv.ID], ends)
 		}
 	}
-	for id := range accepted {
-		c.broken("the audit trail has %s accepted, which is not in the journal", c.keys[id])
+	if len(accepted) > len(all) {
+		broken("the audit trail has %d invalidations accepted, the journal %d", len(accepted), len(all))
 	}
+	return accepted
 }

@@ -22,8 +22,8 @@ import (
 // The campaign: random schedules of calls, faults, crashes and cancels against the real engine, journal and adapters, in
 // virtual time. See docs/reliability.md.
 //
-//	CHAOS_SEED=n        carry out the schedule of this seed, and no other
-//	CHAOS_SCHEDULES=n   that many schedules, of fresh seeds
+//	CHAOS_SEED=n        carry out the schedule of this seed, or begin with it
+//	CHAOS_SCHEDULES=n   that many schedules, of seeds that follow each other
 //	CHAOS_KILLS=n       that many kills of real processes
 //	CHAOS_MINUTES=n     stop after that long, whatever is left
 //	CHAOS_LOG=1         show what happened even if nothing is wrong
@@ -46,26 +46,32 @@ func envInt(t testing.TB, name string, otherwise int) int {
 // chaosSeeds are the schedules to carry out.
 func chaosSeeds(t testing.TB) (seeds []uint64) {
 	t.Helper()
+	first, given := chaosSeed(t)
+	n := envInt(t, "CHAOS_SCHEDULES", 0)
+	if n == 0 && !given {
+		for seed := range uint64(fixedSeeds) {
+			seeds = append(seeds, seed)
+		}
+	}
+	for i := range max(n, 1) {
+		seeds = append(seeds, first+uint64(i))
+	}
+	return seeds
+}
+
+// chaosSeed is the seed that was asked for, or a fresh one.
+func chaosSeed(t testing.TB) (seed uint64, given bool) {
+	t.Helper()
 	if text := os.Getenv("CHAOS_SEED"); text != "" {
 		seed, err := strconv.ParseUint(text, 10, 64)
 		if err != nil {
 			t.Fatalf("CHAOS_SEED: %v", err)
 		}
-		return []uint64{seed}
+		return seed, true
 	}
 	var fresh [8]byte
 	_, _ = rand.Read(fresh[:])
-	first := binary.LittleEndian.Uint64(fresh[:]) >> 16 // short enough to be typed
-	if n := envInt(t, "CHAOS_SCHEDULES", 0); n > 0 {
-		for i := range n {
-			seeds = append(seeds, first+uint64(i))
-		}
-		return seeds
-	}
-	for seed := range fixedSeeds {
-		seeds = append(seeds, uint64(seed))
-	}
-	return append(seeds, first)
+	return binary.LittleEndian.Uint64(fresh[:]) >> 24, false // short enough to be typed
 }
 
 // chaosEnd is when to stop.
@@ -110,12 +116,15 @@ func report(t testing.TB, title string, y *tally) {
 	var text strings.Builder
 	fmt.Fprintf(&text, "== %s\n", title)
 	y.print(&text)
-	if os.Getenv("CHAOS_SCHEDULES")+os.Getenv("CHAOS_KILLS") != "" {
+	if campaign() {
 		fmt.Print(text.String())
 		return
 	}
 	t.Log(text.String())
 }
+
+// campaign is whether somebody wants to see the numbers.
+func campaign() bool { return os.Getenv("CHAOS_SCHEDULES")+os.Getenv("CHAOS_KILLS") != "" }
 
 // TestChaos carries out random schedules and judges each of them.
 func TestChaos(t *testing.T) {
@@ -146,7 +155,9 @@ func TestChaos(t *testing.T) {
 			break
 		}
 		queue <- seed
-		carried++
+		if carried++; carried%500 == 0 && campaign() {
+			fmt.Printf("== %d of %d schedules after %v\n", carried, len(seeds), time.Since(began).Round(time.Second))
+		}
 	}
 	close(queue)
 	workers.Wait()
