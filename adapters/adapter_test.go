@@ -27,7 +27,7 @@ func TestFence(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			asked = 0
-			if err := adapters.Fence(test.ctx); err != test.want || asked != test.asked {
+			if err := adapters.Fence(test.ctx); !errors.Is(err, test.want) || asked != test.asked {
 				t.Errorf("Fence: %v, asked %d times, want %v and %d", err, asked, test.want, test.asked)
 			}
 		})

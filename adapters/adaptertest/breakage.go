@@ -141,7 +141,7 @@ func hangs(t *testing.T, h Harness, d drill, begin func(context.Context) (ctx co
 				err := r.call(ctx)
 				took := time.Since(at)
 				end()
-				w.tape.watch(nil)
+				w.tape.watch(context.Background())
 				if w.faults.Struck() > 0 && took > bound {
 					w.errorf("the call went on for %v after the request got no answer, want at most %v", took, bound)
 				}

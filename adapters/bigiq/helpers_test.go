@@ -3,6 +3,7 @@ package bigiq_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"slices"
 	"strings"
@@ -168,8 +169,9 @@ func wantError(t testing.TB, err error, kind adapters.Kind, why adapters.Reason)
 	if adapters.KindOf(err) != kind {
 		t.Fatalf("error %v is of kind %v, want %v", err, adapters.KindOf(err), kind)
 	}
-	if got := err.(*adapters.Error).Reason(); why != "" && got != why {
-		t.Fatalf("error %v has reason %s, want %s", err, got, why)
+	var ae *adapters.Error
+	if errors.As(err, &ae) && why != "" && ae.Reason() != why {
+		t.Fatalf("error %v has reason %s, want %s", err, ae.Reason(), why)
 	}
 }
 

@@ -47,7 +47,7 @@ func (t transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		w := &answer{header: http.Header{}}
 		defer func() {
 			p := recover()
-			if p != nil && p != http.ErrAbortHandler {
+			if err, ok := p.(error); p != nil && (!ok || !errors.Is(err, http.ErrAbortHandler)) {
 				log.Printf("emulator: panic serving %s: %v\n%s", served.URL.Path, p, debug.Stack())
 			}
 			done <- outcome{w, p == nil}

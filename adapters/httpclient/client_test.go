@@ -284,7 +284,7 @@ func TestContext(t *testing.T) {
 		for _, ctx := range []context.Context{cancelled, late} {
 			for _, call := range []httpclient.Call{read, kill} {
 				_, err := client(t, "https://target.example", emulator.Transport(o), nil).Do(ctx, call)
-				if err != ctx.Err() || o.served.Load() > 0 {
+				if !errors.Is(err, ctx.Err()) || o.served.Load() > 0 {
 					t.Errorf("%v, served %d, want %v and nothing sent", err, o.served.Load(), ctx.Err())
 				}
 			}
@@ -340,7 +340,7 @@ func TestFenceAndLimit(t *testing.T) {
 				}
 				return test.fenceErr
 			})
-			if _, err := c.Do(ctx, test.call); err != test.want {
+			if _, err := c.Do(ctx, test.call); !errors.Is(err, test.want) {
 				t.Errorf("error %v, want %v", err, test.want)
 			}
 			if limits != test.limits || fences != test.fences || o.served.Load() != test.served {

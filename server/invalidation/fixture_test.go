@@ -217,11 +217,11 @@ func (f *fixture) get(id string, wait time.Duration) invalidation.Invalidation {
 }
 
 // wantCallError fails unless err is a CallError of the code and reason.
-func wantCallError(t testing.TB, err error, code invalidation.CallErrorCode, reason adapters.Reason) *invalidation.CallError {
+func wantCallError(t testing.TB, err error, code invalidation.CallErrorCode, reason adapters.Reason) invalidation.CallError {
 	t.Helper()
 	var ce *invalidation.CallError
 	if !errors.As(err, &ce) || ce.Code != code || ce.Reason != reason {
 		t.Fatalf("error = %v, want code %d, reason %s", err, code, reason)
 	}
-	return ce
+	return *ce
 }

@@ -323,12 +323,12 @@ func (w *worker) attempt(ctx context.Context, own *ownership, c ClaimedRun, run 
 	res, err := w.invalidate(fenced, adapters.Request{Selector: *run.Selector, Resume: run.Resume, MayHaveSent: run.CountIsMinimum || c.Lost})
 	a := attempt{result: res, err: err, sent: sent.Load(), at: w.e.now()}
 	switch {
-	case err != nil && context.Cause(ctx) == errLost:
+	case err != nil && errors.Is(context.Cause(ctx), errLost):
 		// Cancelled, taken over, or about to be: whoever has the run now finds it open. An attempt that was completed
 		// nevertheless is recorded below; the journal decides.
 		log.Info("run is no longer ours", "sent", a.sent)
 		return run, false
-	case err != nil && !a.sent && (errors.Is(err, errPaused) || context.Cause(ctx) == errShutdown):
+	case err != nil && !a.sent && (errors.Is(err, errPaused) || errors.Is(context.Cause(ctx), errShutdown)):
 		w.release(c, log)
 		return run, false
 	case errors.Is(err, errExpired):
@@ -336,7 +336,7 @@ func (w *worker) attempt(ctx context.Context, own *ownership, c ClaimedRun, run 
 		return expired(merge(run, res), false, a.at), true
 	case errors.Is(err, errPaused):
 		a.err = adapters.Errorf(adapters.Busy, "the target was paused during the attempt")
-	case context.Cause(ctx) == errShutdown && adapters.KindOf(err) == 0 && err != nil:
+	case errors.Is(context.Cause(ctx), errShutdown) && adapters.KindOf(err) == 0 && err != nil:
 		a.err = adapters.Errorf(adapters.Uncertain, "the gateway stopped during the attempt")
 	case err != nil && adapters.KindOf(err) == 0 && (errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)):
 		kind := adapters.Unreachable
@@ -347,7 +347,7 @@ func (w *worker) attempt(ctx context.Context, own *ownership, c ClaimedRun, run 
 	}
 	w.judge(a, log)
 	next := w.policy.settle(run, a)
-	if next.State == RunRetrying && context.Cause(ctx) == errShutdown {
+	if next.State == RunRetrying && errors.Is(context.Cause(ctx), errShutdown) {
 		next.NextAttemptTime = a.at
 	}
 	return next, true

@@ -63,7 +63,7 @@ func (s *Store) change(ctx context.Context, do func(context.Context, *tx) error)
 		case c.IsClosed() && t.mayCommit && !pgconn.SafeToRetry(err):
 			// It may be committed; whoever waits shall look.
 			changed = []string{invalidation.AnyChange}
-			if context.Cause(ctx) == errNoAnswer {
+			if errors.Is(context.Cause(ctx), errNoAnswer) {
 				err = errNoAnswer
 			}
 			return &lostError{from: *b, err: err}
@@ -168,7 +168,7 @@ func (s *Store) acquire(ctx context.Context) (*pgxpool.Conn, error) {
 	switch {
 	case s.closed.Load():
 		err = errClosed
-	case context.Cause(ctx) == errNoAnswer:
+	case errors.Is(context.Cause(ctx), errNoAnswer):
 		err = errNoAnswer
 	}
 	return nil, unavailable(err)
