@@ -71,16 +71,18 @@ func (e *Engine) accept(ctx context.Context, req Request, retryOf string) (inv I
 	defer func() { unsubscribe() }()
 	asked := time.Now()
 	accepted, replayed, leases, err := e.journal(ctx, a)
-	if err != nil || replayed {
-		for _, i := range a.Start {
-			e.workers[runs[i].Target].free()
+	for _, i := range a.Start {
+		if !slices.ContainsFunc(leases, func(l Lease) bool { return l.Run == i }) {
+			e.workers[runs[i].Target].free() // not accepted, accepted before, or not known to be ours
 		}
-		if err != nil {
-			return Invalidation{}, false, err
-		}
+	}
+	switch {
+	case err != nil:
+		return Invalidation{}, false, err
+	case replayed:
 		unsubscribe()
 		changes, unsubscribe = e.hub.subscribe(accepted.ID)
-	} else {
+	default:
 		for _, l := range leases {
 			e.workers[accepted.Runs[l.Run].Target].start(ClaimedRun{Lease: l, Run: accepted.Runs[l.Run],
 				Priority: req.Call.Priority, Selector: req.Call.Selector, Caller: req.Caller}, asked)

@@ -70,3 +70,23 @@ func TestWhoWaitsForATrialDoesNotSpin(t *testing.T) {
 		}
 	})
 }
+
+// The slots that were taken for runs whose acceptance turned out to be nobody's are given back.
+func TestACommitWhoseAnswerIsLostKeepsNoSlot(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f := newFixture(t, "apm")
+		f.options.Targets[0].Concurrency = 1
+		var journal *faulty
+		f.start(func(s invalidation.Store) invalidation.Store {
+			journal = &faulty{Store: s}
+			return journal
+		})
+		defer f.stop(time.Minute)
+		for range 3 {
+			journal.set(invalidation.ErrCommitUnknown, nil)
+			if inv := f.invalidate(user("alice"), 5*time.Minute); inv.State != invalidation.Succeeded {
+				t.Fatalf("state = %s, want SUCCEEDED", inv.State)
+			}
+		}
+	})
+}
