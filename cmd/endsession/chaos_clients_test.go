@@ -40,6 +40,8 @@ func (c *chaos) carryOut() {
 	c.until(c.calm)
 	c.say("* calm")
 	c.directoryAway.Store(false)
+	c.journalAway.Store(false)
+	c.answersLost.Store(false)
 	if g := c.current(); g != nil {
 		g.store.fuse.Store(nil)
 	}
@@ -86,6 +88,8 @@ func (c *chaos) settle() {
 		}
 		if time.Now().After(deadline) {
 			c.broken("after %v of calm there are still unfinished runs: %v", settlesWithin, unfinished)
+			c.now.stopping.Store(true) // whoever waits for them need not wait for ever
+			c.now.cancel()
 			break
 		}
 		time.Sleep(5 * time.Second)
@@ -151,6 +155,9 @@ func (c *chaos) invalidate(p plannedCall, call invalidation.Call, key string) {
 		return err
 	})
 	c.answered(key, inv, err, answered)
+	if !answered && p.requestID != "" {
+		c.broken("%s was called for again and again and never answered: %v", key, err)
+	}
 }
 
 func (c *chaos) answered(key string, inv invalidation.Invalidation, err error, answered bool) {
@@ -340,7 +347,8 @@ func (c *chaos) resume(target string) {
 		spans[len(spans)-1].to = time.Now()
 	}
 	c.mu.Unlock()
-	if _, err := g.engine.ResumeTarget(g.ctx, invalidation.Caller{Kind: "anonymous", Name: "ops"}, target); err != nil && !g.isDead() {
+	_, err := g.engine.ResumeTarget(g.ctx, invalidation.Caller{Kind: "anonymous", Name: "ops"}, target)
+	if err != nil && !g.isDead() && !c.journalAway.Load() && !c.answersLost.Load() {
 		c.broken("resume %s: %v", target, err)
 	}
 }

@@ -324,5 +324,16 @@ func (s *schedule) trouble(r *rand.Rand) {
 		s.act(from, "directory away", func(c *chaos) { c.directoryAway.Store(true) })
 		s.act(span(r, from, min(s.calm, from+time.Minute)), "directory back", func(c *chaos) { c.directoryAway.Store(false) })
 	}
+	for r.IntN(3) == 0 {
+		from := span(r, 0, s.calm)
+		to := span(r, from, min(s.calm, from+40*time.Second))
+		s.act(from, "journal away", func(c *chaos) { c.journalAway.Store(true) })
+		s.act(to, "journal back", func(c *chaos) { c.journalAway.Store(false) })
+	}
+	for r.IntN(3) == 0 {
+		from := span(r, 0, s.calm)
+		s.act(from, "journal: answers are lost", func(c *chaos) { c.answersLost.Store(true) })
+		s.act(span(r, from, min(s.calm, from+10*time.Second)), "journal: answers arrive", func(c *chaos) { c.answersLost.Store(false) })
+	}
 	s.upstreamTrouble(r)
 }

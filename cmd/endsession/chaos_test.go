@@ -29,7 +29,7 @@ import (
 //	CHAOS_LOG=1         show what happened even if nothing is wrong
 
 // fixedSeeds are carried out by every test run, beside a fresh one.
-const fixedSeeds = 36
+const fixedSeeds = 24
 
 func envInt(t testing.TB, name string, otherwise int) int {
 	text := os.Getenv(name)

@@ -48,6 +48,8 @@ type chaos struct {
 	kibana        *kibanatest.Server
 	element       *elementtest.Server
 	directoryAway atomic.Bool
+	journalAway   atomic.Bool // writes are refused
+	answersLost   atomic.Bool // writes are carried out, and nobody learns of it
 	clients       sync.WaitGroup
 
 	mu         sync.Mutex
@@ -528,8 +530,17 @@ func (s *mortalStore) write(op string, do func() error) error {
 		s.mu.RUnlock()
 		return invalidation.ErrUnavailable
 	}
+	if s.g.c.journalAway.Load() {
+		s.mu.RUnlock()
+		s.g.c.count("journal: a write refused")
+		return invalidation.ErrUnavailable
+	}
 	err := do()
 	s.mu.RUnlock()
+	if err == nil && op != "" && s.g.c.answersLost.Load() {
+		s.g.c.count("journal: the answer to a commit lost")
+		err = invalidation.ErrCommitUnknown
+	}
 	if burns && f.after {
 		die()
 		return invalidation.ErrUnavailable
