@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -117,7 +118,7 @@ func newReplicas(t *testing.T, c *pgtest.Cluster, lease string, n int) *replicas
 	r := &replicas{lab: newLab(), t: t, dsn: c.DSN(c.Schema(t)).Reveal(),
 		floor: &floor{delay: 20 * time.Millisecond, inFlight: map[string]int{}, most: map[string]int{}, arrivals: map[string][]arrival{}}}
 	dir := t.TempDir()
-	urls := r.lab.serve(t, dir, r.floor.wrap)
+	urls := r.serve(t, dir, r.floor.wrap)
 	r.path = labConfig{dir: dir, urls: urls, listen: [3]string{"127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"}, change: func(text string) string {
 		for old, with := range map[string]string{
 			"sqlite: { path: ./endsession.db }":                     fmt.Sprintf("postgres: { dsn: %q, lease: %s }", r.dsn, lease),
@@ -465,7 +466,7 @@ func allSeeEveryChange(t *testing.T, c *pgtest.Cluster) {
 	last, seen := first.GetInvalidation(), 1
 	for {
 		resp, err := stream.Recv()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {
