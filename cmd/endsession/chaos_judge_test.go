@@ -157,6 +157,9 @@ func (c *chaos) judgeRun(inv invalidation.Invalidation, r invalidation.Run) {
 		if !s.at.Before(r.ExpireTime) {
 			bad("it expired at %v, and at %v %s was sent", r.ExpireTime.Sub(c.began), s.at.Sub(c.began), s.what)
 		}
+		if s.status == 0 && s.fault != "connection refused" && !r.CountIsMinimum {
+			bad("%s was never answered, and the count is no minimum", s.what)
+		}
 		if s.at.Before(inv.CreateTime) {
 			bad("%s was sent before it was accepted", s.what)
 		}
