@@ -22,6 +22,12 @@ func bubble(t *testing.T, f func(t *testing.T)) {
 	synctest.Test(t, f)
 }
 
+// sleep lets virtual time pass, and everything that happens in it.
+func sleep(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
 func TestInvalidateAnswersWithTheFinalState(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		f := newFixture(t, "apm", "kibana")
@@ -147,11 +153,11 @@ func TestNothingIsSentAfterTheExpireTime(t *testing.T) {
 		call.RetryFor = 10 * time.Minute
 		begin := time.Now()
 		inv := f.invalidate(call, 0)
-		time.Sleep(9 * time.Minute)
+		sleep(9 * time.Minute)
 		if got := f.get(inv.ID, 0); got.State != invalidation.Running {
 			t.Fatalf("state before the expire time = %s, want RUNNING", got.State)
 		}
-		time.Sleep(2 * time.Minute)
+		sleep(2 * time.Minute)
 		inv = f.get(inv.ID, 0)
 		if r := inv.Runs[0]; r.State != invalidation.RunFailed || r.Error.Reason != adapters.ReasonExpired {
 			t.Errorf("run = %s, %+v; want FAILED, EXPIRED", r.State, r.Error)
@@ -172,9 +178,9 @@ func TestTheExpireTimeHoldsAcrossARestart(t *testing.T) {
 		call := user("alice")
 		call.RetryFor = time.Minute
 		inv := f.invalidate(call, 0)
-		time.Sleep(time.Second)
+		sleep(time.Second)
 		f.stop(time.Second)
-		time.Sleep(time.Hour)
+		sleep(time.Hour)
 		f.scripts["apm"].calls.Store(0)
 		f.start(nil)
 		defer f.stop(time.Second)
@@ -275,7 +281,7 @@ func TestAWaitingRunHoldsNoSlot(t *testing.T) {
 		if quick := f.invalidate(user("quick"), time.Second); quick.State != invalidation.Succeeded {
 			t.Errorf("a run behind a waiting one: %s, want SUCCEEDED", quick.State)
 		}
-		time.Sleep(time.Hour)
+		sleep(time.Hour)
 		if slow = f.get(slow.ID, time.Second); slow.State != invalidation.Succeeded || slow.Runs[0].Attempts != 1 {
 			t.Errorf("the waiting run: %s after %d attempts; want SUCCEEDED after 1", slow.State, slow.Runs[0].Attempts)
 		}
@@ -334,14 +340,14 @@ func TestNormalOvertakesBulkWhichDoesNotStarve(t *testing.T) {
 		for i := range 40 {
 			f.invalidate(user(fmt.Sprintf("normal%02d", i)), 0)
 		}
-		time.Sleep(5 * time.Second)
+		sleep(5 * time.Second)
 		// Normal calls keep coming; one that comes now overtakes what is left of the bulk.
 		begin := time.Now()
 		f.invalidate(user("late"), 5*time.Minute)
 		if took := time.Since(begin); took > 50*time.Second {
 			t.Errorf("a normal run behind 40 bulk ones took %v", took)
 		}
-		time.Sleep(5 * time.Minute)
+		sleep(5 * time.Minute)
 		mu.Lock()
 		defer mu.Unlock()
 		if len(order) != 81 {
@@ -375,7 +381,7 @@ func TestAPausedTargetGetsNothing(t *testing.T) {
 		f.stop(time.Second)
 		f.start(nil)
 		defer f.stop(time.Second)
-		time.Sleep(time.Hour)
+		sleep(time.Hour)
 		if n := f.scripts["apm"].calls.Load(); n != 0 {
 			t.Fatalf("the adapter was called %d times while the target was paused", n)
 		}
@@ -414,7 +420,7 @@ func TestAPauseStopsAnAttemptBeforeItsNextRequest(t *testing.T) {
 		if _, err := f.engine.PauseTarget(t.Context(), caller, "apm", ""); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(time.Minute)
+		sleep(time.Minute)
 		if passed != 3 {
 			t.Errorf("%d requests were sent, want the 3 from before the pause", passed)
 		}
@@ -429,10 +435,13 @@ func TestRefusedCredentialsParkTheTarget(t *testing.T) {
 		f := newFixture(t, "apm")
 		var bad atomic.Bool
 		bad.Store(true)
+		var mu sync.Mutex
 		var at []time.Duration
 		begin := time.Now()
 		f.scripts["apm"].answer(func(ctx context.Context, req adapters.Request) (adapters.Result, error) {
+			mu.Lock()
 			at = append(at, time.Since(begin).Round(time.Second))
+			mu.Unlock()
 			if bad.Load() {
 				return adapters.Result{}, adapters.Errorf(adapters.Credentials, "no")
 			}
@@ -447,12 +456,14 @@ func TestRefusedCredentialsParkTheTarget(t *testing.T) {
 		if s, _ := f.engine.Targets(t.Context(), caller); s[0].State != invalidation.TargetParked {
 			t.Errorf("target is %s, want PARKED", s[0].State)
 		}
-		time.Sleep(40 * time.Minute)
+		sleep(40 * time.Minute)
+		mu.Lock()
 		if len(at) != 3 {
 			t.Errorf("in 40 min the account was used at %v, want once and then one try in 15 min", at)
 		}
+		mu.Unlock()
 		bad.Store(false)
-		time.Sleep(15 * time.Minute)
+		sleep(15 * time.Minute)
 		for _, inv := range invs {
 			if inv = f.get(inv.ID, time.Minute); inv.State != invalidation.Succeeded {
 				t.Errorf("after the credentials were mended: %s, want SUCCEEDED", inv.State)
@@ -478,7 +489,7 @@ func TestADeadTargetIsLeftAloneByItsBreaker(t *testing.T) {
 		for i := range 50 {
 			invs = append(invs, f.invalidate(user(fmt.Sprint("u", i)), 0))
 		}
-		time.Sleep(time.Minute)
+		sleep(time.Minute)
 		// 5 failures open it; then one run each 15 s goes ahead, and the few that were claimed together before.
 		if n := f.scripts["apm"].calls.Load(); n > 5+4+5 {
 			t.Errorf("a dead target was asked %d times in a minute", n)
@@ -487,7 +498,7 @@ func TestADeadTargetIsLeftAloneByItsBreaker(t *testing.T) {
 			t.Errorf("the other target was asked %d times, want 50: a dead one never slows the others", n)
 		}
 		dead.Store(false)
-		time.Sleep(10 * time.Minute)
+		sleep(10 * time.Minute)
 		for _, inv := range invs {
 			if inv = f.get(inv.ID, 0); inv.State != invalidation.Succeeded {
 				t.Errorf("after the target came back: %s, want SUCCEEDED", inv.State)
@@ -522,7 +533,7 @@ func TestCancelBreaksOffWhatIsUnderWay(t *testing.T) {
 		if !broken {
 			t.Error("the attempt goes on")
 		}
-		time.Sleep(time.Hour)
+		sleep(time.Hour)
 		if later := f.get(inv.ID, 0); later.Revision != inv.Revision {
 			t.Errorf("a final invalidation changed: revision %d, was %d", later.Revision, inv.Revision)
 		}
@@ -959,7 +970,7 @@ func TestAJournalThatCannotBeWritten(t *testing.T) {
 		if ce := wantCallError(t, err, invalidation.Unavailable, invalidation.ReasonNotAccepted); ce.RetryDelay <= 0 {
 			t.Error("no retry delay")
 		}
-		time.Sleep(time.Hour)
+		sleep(time.Hour)
 		if n := f.scripts["apm"].calls.Load(); n != 0 {
 			t.Errorf("%d calls of the adapter for a call that was not accepted", n)
 		}
