@@ -27,6 +27,8 @@ type slots struct {
 
 	// free counts the slots that are held and not in use. It is made for limit slots, of which those not held are taken.
 	free *semaphore.Weighted
+	// owed counts the places of lost slots that are still in use, or free: whatever comes back goes to them first.
+	owed atomic.Int64
 	// lapse is when the slots can no longer be relied on, by the local monotonic clock: a third of their lease before
 	// others may take them. nil if they are held for good.
 	lapse atomic.Pointer[time.Time]
@@ -43,7 +45,14 @@ func newSlots(store Store, owner, target string, limit int, length time.Duration
 	return s
 }
 
-func (s *slots) tryAcquire() bool { return !s.lapsed() && s.free.TryAcquire(1) }
+func (s *slots) tryAcquire() bool {
+	for !s.lapsed() && s.free.TryAcquire(1) {
+		if !s.repay() {
+			return true
+		}
+	}
+	return false
+}
 
 // acquire waits for a slot, and asks for more while others hold them.
 func (s *slots) acquire(ctx context.Context) error {
@@ -58,10 +67,11 @@ func (s *slots) acquire(ctx context.Context) error {
 		err := s.free.Acquire(wait, 1)
 		cancel()
 		switch {
+		case err == nil && s.repay():
 		case err == nil && !s.lapsed():
 			return nil
 		case err == nil:
-			s.free.Release(1)
+			s.release(1)
 			select {
 			case <-time.After(growPause):
 			case <-ctx.Done():
@@ -73,7 +83,26 @@ func (s *slots) acquire(ctx context.Context) error {
 	}
 }
 
-func (s *slots) release(n int) { s.free.Release(int64(n)) }
+func (s *slots) release(n int) {
+	for range n {
+		if !s.repay() {
+			s.free.Release(1)
+		}
+	}
+}
+
+// repay lets a place that was taken stay taken, for a slot that is lost.
+func (s *slots) repay() bool {
+	for {
+		n := s.owed.Load()
+		if n == 0 {
+			return false
+		}
+		if s.owed.CompareAndSwap(n, n-1) {
+			return true
+		}
+	}
+}
 
 // lapsed reports whether the slots may be somebody else's by now: a process that was frozen must not go on with them.
 func (s *slots) lapsed() bool {
@@ -104,7 +133,7 @@ func (s *slots) grow(ctx context.Context) error {
 	}
 	s.held = append(s.held, more...)
 	s.share(len(s.held), s.limit)
-	s.free.Release(int64(len(more)))
+	s.release(len(more))
 	return nil
 }
 
@@ -137,7 +166,7 @@ func (s *slots) renew(ctx context.Context) error {
 	s.held = held
 	if len(lost) > 0 {
 		// The runs that were worked on in them have lost their leases too; their places come back as they end.
-		go func() { _ = s.free.Acquire(context.Background(), int64(len(lost))) }()
+		s.owed.Add(int64(len(lost)))
 		s.share(len(s.held), s.limit)
 	}
 	s.relyFrom(asked)
@@ -152,11 +181,11 @@ func (s *slots) give(ctx context.Context) error {
 		return nil
 	}
 	idle := 0
-	for s.free.TryAcquire(1) {
+	for s.tryAcquire() {
 		idle++
 	}
 	n := (idle + 1) / 2
-	s.free.Release(int64(idle - n))
+	s.release(idle - n)
 	if n == 0 {
 		return nil
 	}
