@@ -100,7 +100,7 @@ func (c *chaos) judgeInvalidation(inv invalidation.Invalidation) {
 	if count != sum || known != anyKnown {
 		c.broken("%s counts %d (known %t), its runs %d (%t)", inv.Call.Reason, count, known, sum, anyKnown)
 	}
-	if !minimum && count != killed || count > killed {
+	if lied := c.lied && inv.Run("storage") != nil; !lied && (!minimum && count != killed || count > killed) {
 		c.broken("%s counts %d (a minimum: %t), and %d sessions died", inv.Call.Reason, count, minimum, killed)
 	}
 }
@@ -165,9 +165,12 @@ func (c *chaos) judgeRun(inv invalidation.Invalidation, r invalidation.Run) {
 		}
 	}
 	killed := c.killedBy(inv.ID, r.Target)
-	judgeCount(r, len(killed), mutations, bad)
+	lied := c.lied && r.Kind == "element"
+	if !lied {
+		judgeCount(r, len(killed), mutations, bad)
+	}
 	for _, x := range r.Sessions {
-		if !slices.ContainsFunc(killed, func(k *seenSession) bool { return k.session.Key() == x.Key() }) {
+		if !lied && !slices.ContainsFunc(killed, func(k *seenSession) bool { return k.session.Key() == x.Key() }) {
 			bad("it names %s, which it did not end", x.ID)
 		}
 	}

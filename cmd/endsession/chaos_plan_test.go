@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/endsession/endsession/adapters"
 	"github.com/endsession/endsession/adapters/emulator"
 	"github.com/endsession/endsession/server/invalidation"
 )
@@ -241,6 +242,19 @@ func (s *schedule) plan(r *rand.Rand) {
 			c.conflict = later(0.15)
 		}
 		s.calls = append(s.calls, c)
+		s.signInAround(r, at)
+	}
+}
+
+// signInAround signs people in just before a call, when Kibana does not find them yet, and while it is being carried out.
+func (s *schedule) signInAround(r *rand.Rand, at time.Duration) {
+	for r.IntN(2) == 0 {
+		x := pick(r, seats()...)
+		if r.IntN(2) == 0 {
+			x.target, x.session = "kibana-prod", adapters.Session{Username: "alice@corp.example", Provider: adapters.Provider{Type: "saml", Name: "saml1"}}
+		}
+		x.session.ID = sessionID(x.target, 1000+len(s.actions))
+		s.act(max(0, at+span(r, -time.Second, 2*time.Second)), "sign in "+x.label+" at "+x.target, func(c *chaos) { c.signIn(x.target, x.session) })
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/endsession/endsession/adapters/bigiq/bigiqtest"
+	"github.com/endsession/endsession/adapters/element/elementtest"
 	"github.com/endsession/endsession/adapters/kibana/kibanatest"
 )
 
@@ -77,5 +78,11 @@ func (s *schedule) upstreamTrouble(r *rand.Rand) {
 			name := pick(r, "xPermissionDenied", "xInvalidParameter", "xSomethingElse")
 			s.act(at, "element: "+name, func(c *chaos) { c.count("element " + name); c.element.Fail(method, 1, name) })
 		}
+	}
+	if r.IntN(5) == 0 {
+		// It says that it has ended sessions, and keeps them. What it counts is no truth then; what it lists is.
+		at := span(r, 0, s.calm)
+		s.act(at, "element: lies", func(c *chaos) { c.count("element lies"); c.lied = true; c.element.SetLie(elementtest.Keep) })
+		s.act(span(r, at, min(s.calm, at+2*time.Minute)), "element: is honest", func(c *chaos) { c.element.SetLie(elementtest.Honest) })
 	}
 }

@@ -51,6 +51,7 @@ type chaos struct {
 	journalAway   atomic.Bool // writes are refused
 	answersLost   atomic.Bool // writes are carried out, and nobody learns of it
 	clients       sync.WaitGroup
+	lied          bool // Element has, at least once
 
 	mu         sync.Mutex
 	now        *gateway // nil while it is down
