@@ -244,10 +244,7 @@ func TestARunIsPickedUpByWhoeverHasASlot(t *testing.T) {
 	t.Parallel()
 	dsn, s := pgtest.Schema(t), newSystem()
 	release := make(chan struct{})
-	s.hold = func(ctx context.Context, replica string) error {
-		if replica == "two" {
-			t.Error("the second replica worked without a slot")
-		}
+	s.hold = func(ctx context.Context, _ string) error {
 		select {
 		case <-release:
 			return nil
@@ -437,6 +434,7 @@ func TestSlotsThatLapsedAreNotUsed(t *testing.T) {
 	if first.Runs[0].State != invalidation.RunPending {
 		t.Errorf("a run began in a slot that had lapsed: %s", first.Runs[0].State)
 	}
+	eventually(t, "a heartbeat finds out", func() bool { return one.held.Load() == 0 })
 	close(release)
 	for _, id := range []string{first.ID, second.ID} {
 		if inv := two.get(id, 30*time.Second); inv.State != invalidation.Succeeded {
@@ -482,5 +480,62 @@ func TestADeadReplicasRunsAreTakenOverWhenTheirLeasesEnd(t *testing.T) {
 	// The first one gave up before that: never two at once.
 	if _, most, _ := s.count(); most != 1 {
 		t.Errorf("%d calls at once, want 1", most)
+	}
+}
+
+// TestWhatADeadReplicaHasAcceptedIsBegun: a run that waits for a slot belongs to nobody.
+func TestWhatADeadReplicaHasAcceptedIsBegun(t *testing.T) {
+	t.Parallel()
+	c := pgtest.Shared(t)
+	schema := c.Schema(t)
+	proxy := pgtest.NewProxy(t, c.Addr())
+	s := newSystem()
+	one := newReplica(t, "one", c.DSN(schema), s, 1, time.Minute)
+	one.invalidate("zoe", 15*time.Second) // it has looked for work, and found no more
+	release := make(chan struct{})
+	s.mu.Lock()
+	s.hold = func(ctx context.Context, _ string) error {
+		select {
+		case <-release:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	s.mu.Unlock()
+	first := one.invalidate("alice", 0)
+	two := newReplica(t, "two", c.DSNAt(proxy.Addr(), schema), s, 1, time.Minute)
+	started := time.Now()
+	eventually(t, "the first one has looked who is there", func() bool { return time.Since(started) > 5*time.Second })
+	second := two.invalidate("bob", 0)
+	down(proxy) // perhaps before it has told anybody
+	close(release)
+	for _, id := range []string{first.ID, second.ID} {
+		if inv := one.get(id, 15*time.Second); inv.State != invalidation.Succeeded {
+			t.Errorf("state %s, want SUCCEEDED", inv.State)
+		}
+	}
+}
+
+// TestAProcessThatWasAwayGoesOn: nobody has taken its slots meanwhile.
+func TestAProcessThatWasAwayGoesOn(t *testing.T) {
+	t.Parallel()
+	const lease = 3 * time.Second
+	c := pgtest.Shared(t)
+	schema := c.Schema(t)
+	proxy := pgtest.NewProxy(t, c.Addr())
+	one := newReplica(t, "one", c.DSNAt(proxy.Addr(), schema), newSystem(), 2, lease)
+	down(proxy)
+	away := time.Now()
+	eventually(t, "its leases end", func() bool { return time.Since(away) > lease })
+	proxy.Hook(nil, nil)
+	var inv invalidation.Invalidation
+	eventually(t, "the journal is back", func() (ok bool) {
+		var err error
+		inv, _, err = one.Invalidate(t.Context(), invalidation.Request{Caller: nobody, Call: of("alice")})
+		return err == nil
+	})
+	if inv = one.get(inv.ID, 15*time.Second); inv.State != invalidation.Succeeded {
+		t.Errorf("state %s, want SUCCEEDED", inv.State)
 	}
 }
