@@ -340,7 +340,7 @@ func auditTrail(path string, all []invalidation.Invalidation, broken func(string
 		for _, r := range inv.Runs {
 			var want []string
 			switch {
-			case r.CompleteTime.Equal(inv.CreateTime): // final at acceptance: the event of that says so
+			case r.Attempts == 0 && r.CompleteTime.Equal(inv.CreateTime): // final at acceptance: the event of that says so
 			case r.State == invalidation.RunCancelled:
 				ends = 1
 			default:
