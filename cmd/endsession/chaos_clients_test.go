@@ -77,24 +77,32 @@ const settlesWithin = time.Hour
 
 func (c *chaos) settle() {
 	deadline := time.Now().Add(settlesWithin)
+	answered := make(chan struct{})
+	go func() { c.clients.Wait(); close(answered) }()
 	for {
+		calling := true // somebody may still accept something
+		select {
+		case <-answered:
+			calling = false
+		default:
+		}
 		unfinished, err := c.now.store.Unfinished(context.Background())
 		if err != nil {
 			c.broken("count what is unfinished: %v", err)
 			return
 		}
-		if len(unfinished) == 0 {
+		if len(unfinished) == 0 && !calling {
 			break
 		}
 		if time.Now().After(deadline) {
-			c.broken("after %v of calm there are still unfinished runs: %v", settlesWithin, unfinished)
+			c.broken("after %v of calm there are still unfinished runs: %v, or calls without an answer: %t", settlesWithin, unfinished, calling)
 			c.now.stopping.Store(true) // whoever waits for them need not wait for ever
 			c.now.cancel()
 			break
 		}
 		time.Sleep(5 * time.Second)
 	}
-	c.clients.Wait()
+	<-answered
 	// What is still on its way arrives.
 	time.Sleep(time.Minute)
 	for _, target := range chaosTargets {
