@@ -28,6 +28,10 @@ const (
 	ReasonProtected Reason = "PROTECTED"
 	// ReasonNamesNotAllowed: the caller may give a user id but not other names.
 	ReasonNamesNotAllowed Reason = "NAMES_NOT_ALLOWED"
+	// ReasonPolicyDenied: the policy does not allow the call, or no longer allows the run.
+	ReasonPolicyDenied Reason = "POLICY_DENIED"
+	// ReasonTooManySessions: more sessions match than the caller may end, or it cannot be known how many do.
+	ReasonTooManySessions Reason = "TOO_MANY_SESSIONS"
 )
 
 // Reasons that come from the upstream.

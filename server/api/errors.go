@@ -108,10 +108,8 @@ var callCodes = map[invalidation.CallErrorCode]struct {
 	invalidation.Unavailable:        {codes.Unavailable, invalidation.ReasonNotAccepted},
 	invalidation.AcceptanceUnknown:  {codes.Unavailable, invalidation.ReasonAcceptanceUnknown},
 	invalidation.Exhausted:          {codes.ResourceExhausted, invalidation.ReasonOverloaded},
-	invalidation.Denied:             {codes.PermissionDenied, reasonPolicyDenied},
+	invalidation.Denied:             {codes.PermissionDenied, adapters.ReasonPolicyDenied},
 }
-
-const reasonPolicyDenied adapters.Reason = "POLICY_DENIED"
 
 // statusOf is what the caller sees of an error, and the one place where an error's cause is logged.
 func statusOf(ctx context.Context, log *slog.Logger, method string, err error) *status.Status {

@@ -43,7 +43,12 @@ type Caller struct {
 	// Kind is "anonymous", "api_key", "oidc" or "mtls".
 	Kind string `json:"kind"`
 	Name string `json:"name"`
+	// Facts are what else is known of it; nil if nothing is. They do not tell one caller from another.
+	Facts *Facts `json:"-"`
 }
+
+// Is reports whether two are the same caller.
+func (c Caller) Is(other Caller) bool { return c.Kind == other.Kind && c.Name == other.Name }
 
 // Priority orders the runs of one target.
 type Priority int
@@ -64,6 +69,8 @@ type Run struct {
 	// Selector is the resolved selector: made once, used by every attempt. It is nil for a run that ended without ever
 	// being resolved, and for one that waits for its directory.
 	Selector *adapters.Selector
+	// Terms are what the policy lets the run do.
+	Terms Terms
 
 	// Counted says whether any count is known; Count is the sum of the known ones.
 	Counted        bool

@@ -15,8 +15,8 @@ import (
 // acceptInvalidation inserts everything or, if the request key is taken, nothing and no row.
 var acceptInvalidation = `WITH inv AS (
   INSERT INTO invalidations (id, state, revision, unfinished, succeeded, failed, unsupported, cancelled, runs_complete_time,
-    allow_unsupported, priority, create_time, complete_time, caller_kind, caller_name, request_id, request_digest, user_id, retry_of, selector, call)
-  VALUES ($1, $2, 1, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19::text::json, $20::text::json)
+    allow_unsupported, priority, create_time, complete_time, caller_kind, caller_name, request_id, request_digest, user_id, retry_of, selector, call, facts)
+  VALUES ($1, $2, 1, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19::text::json, $20::text::json, $48::text::json)
   ON CONFLICT (caller_kind, caller_name, request_id) WHERE request_id IS NOT NULL DO NOTHING
   RETURNING id
 ), label AS (
@@ -26,21 +26,21 @@ var acceptInvalidation = `WITH inv AS (
   INSERT INTO runs (invalidation_id, idx, target, kind, fingerprint, priority, expire_time,
     lease_owner, lease_token, lease_until, lease_from,
     state, open, attempts, next_attempt_time, start_time, complete_time, counted, count, count_is_minimum, verification,
-    sessions_truncated, operation, error, retry, resume, covered, warnings, sessions, selector)
+    sessions_truncated, operation, error, retry, resume, covered, warnings, sessions, selector, terms)
   SELECT inv.id, r.n - 1, r.target, r.kind, r.fingerprint, $10::smallint, r.expire_time,
     CASE WHEN r.begun THEN $23::text END, r.begun::int,
     CASE WHEN r.begun THEN statement_timestamp() + $24::interval END, CASE WHEN r.begun THEN 'PENDING' END,
     r.state, r.begun, r.begun::int, r.next_attempt_time, CASE WHEN r.begun THEN statement_timestamp() ELSE r.start_time END,
     r.complete_time, r.counted, r.count, r.count_is_minimum, r.verification,
-    r.sessions_truncated, r.operation::json, r.error::json, r.retry::json, r.resume::json, r.covered::json, r.warnings::json, r.sessions::json, r.selector::json
+    r.sessions_truncated, r.operation::json, r.error::json, r.retry::json, r.resume::json, r.covered::json, r.warnings::json, r.sessions::json, r.selector::json, r.terms::json
   FROM inv, unnest($25::text[], $26::text[], $27::text[], $28::timestamptz[], $29::bool[], $30::text[], $31::timestamptz[], $32::timestamptz[],
       $33::timestamptz[], $34::bool[], $35::bigint[], $36::bool[], $37::text[], $38::bool[], $39::text[], $40::text[], $41::text[], $42::text[],
-      $43::text[], $44::text[], $45::text[], $46::text[])
+      $43::text[], $44::text[], $45::text[], $46::text[], $47::text[])
     WITH ORDINALITY AS r (target, kind, fingerprint, expire_time, begun, state, next_attempt_time, start_time,
       complete_time, counted, count, count_is_minimum, verification, sessions_truncated, operation, error, retry, resume,
-      covered, warnings, sessions, selector, n)
+      covered, warnings, sessions, selector, terms, n)
 ), event AS (
-  ` + insertEvents(47, "inv,") + `
+  ` + insertEvents(49, "inv,") + `
 )
 SELECT statement_timestamp(), statement_timestamp() + $24::interval FROM inv`
 
@@ -146,6 +146,7 @@ func prepareAcceptance(a invalidation.Acceptance) (*acceptance, error) {
 		e.text(inv.Caller.Kind), e.text(inv.Caller.Name), e.orNull(p.RequestID), digest, user, e.orNull(inv.RetryOf),
 		e.json(inv.Call.Selector, true), e.json(call, true), keys, values, e.text(p.Owner), p.LeaseLength}
 	p.args = append(p.args, e.runs(inv.Runs, p.start)...)
+	p.args = append(p.args, e.json(inv.Caller.Facts, inv.Caller.Facts != nil))
 	p.log = e.events(a.Events)
 	return p, e.err
 }
@@ -159,6 +160,7 @@ func (e *encoder) runs(runs []invalidation.Run, start []bool) []any {
 		counted, minimum, truncated                                            = make([]bool, n), make([]bool, n), make([]bool, n)
 		counts                                                                 = make([]int64, n)
 		verification, operation, errs, retry, resume, covered, warns, sess, by = make([]*string, n), make([]*string, n), make([]*string, n), make([]*string, n), make([]*string, n), make([]*string, n), make([]*string, n), make([]*string, n), make([]*string, n)
+		terms                                                                  = make([]*string, n)
 	)
 	for i, r := range runs {
 		o := e.outcome(r)
@@ -166,10 +168,10 @@ func (e *encoder) runs(runs []invalidation.Run, start []bool) []any {
 		expire[i], next[i], started[i], complete[i] = new(r.ExpireTime), o.next, o.start, o.complete
 		counted[i], minimum[i], truncated[i], counts[i] = o.counted, o.minimum, o.truncated, o.count
 		verification[i], operation[i], errs[i], retry[i], resume[i] = o.verification, o.operation, o.err, o.retry, o.resume
-		covered[i], warns[i], sess[i], by[i] = o.covered, o.warnings, o.sessions, o.runSelector
+		covered[i], warns[i], sess[i], by[i], terms[i] = o.covered, o.warnings, o.sessions, o.runSelector, o.terms
 	}
 	return []any{targets, kinds, fingerprints, expire, start, states, next, started, complete, counted, counts, minimum, verification,
-		truncated, operation, errs, retry, resume, covered, warns, sess, by}
+		truncated, operation, errs, retry, resume, covered, warns, sess, by, terms}
 }
 
 func (p *acceptance) accept(ctx context.Context, t *tx) (invalidation.Invalidation, bool, []invalidation.Lease, error) {

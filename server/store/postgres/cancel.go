@@ -16,7 +16,7 @@ const (
 	lockInvalidation = `SELECT 1 FROM invalidations WHERE id = $1 FOR NO KEY UPDATE`
 
 	// cancelRun counts each run by itself; only the last raises the revision for good, see Cancel.
-	cancelRun = `UPDATE runs SET lease_owner = NULL, lease_until = NULL, lease_from = NULL, ` + setOutcome + ` WHERE invalidation_id = $20 AND idx = $21`
+	cancelRun = `UPDATE runs SET lease_owner = NULL, lease_until = NULL, lease_from = NULL, ` + setOutcome + ` WHERE invalidation_id = $21 AND idx = $22`
 
 	finishInvalidation = `UPDATE invalidations SET revision = $2, state = $3, complete_time = $4, runs_complete_time = $4,
   unfinished = 0, cancelled = cancelled + unfinished WHERE id = $1`

@@ -45,7 +45,7 @@ var Statements = map[string]struct {
 	"unfinished":        {selectUnfinished, ``},
 	"lock runs":         {lockRuns, `'a'`},
 	"prune":             {deleteCompleted, `'2020-01-01', 100`},
-	"record":            {recordRun, `'SUCCEEDED', false, 1, NULL, '2020-01-01', '2020-01-01', true, 1, false, NULL, false, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 'a', 0, 'me', 1, '{RUNNING}', 'c', 1, '{}', '{}', '{}', '{}', '{}', '{}', '{}'`},
+	"record":            {recordRun, `'SUCCEEDED', false, 1, NULL, '2020-01-01', '2020-01-01', true, 1, false, NULL, false, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 'a', 0, 'me', 1, '{RUNNING}', 'c', 1, '{}', '{}', '{}', '{}', '{}', '{}', '{}'`},
 	"lock invalidation": {lockInvalidation, `'a'`},
 }
 

@@ -11,17 +11,17 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// recordRun writes an outcome ($1 to $19), ends the lease and counts the run's state in its invalidation. It yields a row if
-// the lease holds and the transition is legal ($24 are the states that may become the new one).
+// recordRun writes an outcome ($1 to $20), ends the lease and counts the run's state in its invalidation. It yields a row if
+// the lease holds and the transition is legal ($25 are the states that may become the new one).
 var recordRun = `WITH r AS (
   UPDATE runs SET lease_owner = NULL, lease_until = NULL, lease_from = NULL, ` + setOutcome + `
-  WHERE invalidation_id = $20 AND idx = $21 AND lease_owner = $22 AND lease_token = $23 AND lease_until > clock_timestamp()
-    AND state = ANY ($24::text[])
+  WHERE invalidation_id = $21 AND idx = $22 AND lease_owner = $23 AND lease_token = $24 AND lease_until > clock_timestamp()
+    AND state = ANY ($25::text[])
   RETURNING invalidation_id, state, complete_time
 ), i AS (
   ` + countRuns("r", `r.complete_time IS NOT NULL`) + `
 ), event AS (
-  ` + insertEvents(25, "i,") + `
+  ` + insertEvents(26, "i,") + `
 )
 SELECT state, revision, complete_time FROM i`
 

@@ -17,25 +17,25 @@ import (
 // invalidation are sent only with its first run.
 const (
 	invalidationColumns = `i.id, i.state, i.revision, i.create_time, i.complete_time, i.caller_kind, i.caller_name, i.retry_of,
-  CASE WHEN r.idx IS NULL OR r.idx = 0 THEN i.selector END, CASE WHEN r.idx IS NULL OR r.idx = 0 THEN i.call END`
+  CASE WHEN r.idx IS NULL OR r.idx = 0 THEN i.selector END, CASE WHEN r.idx IS NULL OR r.idx = 0 THEN i.call END, CASE WHEN r.idx IS NULL OR r.idx = 0 THEN i.facts END`
 
 	runColumns = `r.idx, r.target, r.kind, r.fingerprint, r.state, r.open, r.attempts, r.next_attempt_time, r.expire_time, r.start_time,
   r.complete_time, r.counted, r.count, r.count_is_minimum, r.verification, r.sessions_truncated, r.operation, r.error, r.retry,
-  r.resume, r.covered, r.warnings, r.sessions, r.selector`
+  r.resume, r.covered, r.warnings, r.sessions, r.selector, r.terms`
 )
 
 type invalidationRow struct {
-	id, state            string
-	revision             int64
-	create               time.Time
-	complete             *time.Time
-	callerKind, callerID string
-	retryOf              *string
-	selector, call       []byte
+	id, state             string
+	revision              int64
+	create                time.Time
+	complete              *time.Time
+	callerKind, callerID  string
+	retryOf               *string
+	selector, call, facts []byte
 }
 
 func (r *invalidationRow) dest() []any {
-	return []any{&r.id, &r.state, &r.revision, &r.create, &r.complete, &r.callerKind, &r.callerID, &r.retryOf, &r.selector, &r.call}
+	return []any{&r.id, &r.state, &r.revision, &r.create, &r.complete, &r.callerKind, &r.callerID, &r.retryOf, &r.selector, &r.call, &r.facts}
 }
 
 func (r *invalidationRow) invalidation() (invalidation.Invalidation, error) {
@@ -47,6 +47,7 @@ func (r *invalidationRow) invalidation() (invalidation.Invalidation, error) {
 	var sel invalidation.Selector
 	d.json(r.selector, &sel)
 	d.json(r.call, &inv.Call)
+	d.json(r.facts, &inv.Caller.Facts)
 	inv.Call.Selector = sel
 	return inv, d.err
 }
@@ -65,12 +66,13 @@ type runRow struct {
 	truncated                         *bool
 	operation, err, retry, resume     []byte
 	covered, warnings, sessions, sele []byte
+	terms                             []byte
 }
 
 func (r *runRow) dest() []any {
 	return []any{&r.idx, &r.target, &r.kind, &r.fingerprint, &r.state, &r.open, &r.attempts, &r.next, &r.expire, &r.start,
 		&r.complete, &r.counted, &r.count, &r.minimum, &r.verification, &r.truncated, &r.operation, &r.err, &r.retry,
-		&r.resume, &r.covered, &r.warnings, &r.sessions, &r.sele}
+		&r.resume, &r.covered, &r.warnings, &r.sessions, &r.sele, &r.terms}
 }
 
 func (r *runRow) run() (invalidation.Run, error) {
@@ -91,6 +93,7 @@ func (r *runRow) run() (invalidation.Run, error) {
 	d.json(r.warnings, &run.Warnings)
 	d.json(r.sessions, &run.Sessions)
 	d.json(r.sele, &run.Selector)
+	d.json(r.terms, &run.Terms)
 	if run.Selector != nil && d.err == nil {
 		// What is read here is what will be sent.
 		if err := run.Selector.Validate(); err != nil {
@@ -281,6 +284,7 @@ type outcome struct {
 	verification                                                            *string
 	truncated                                                               bool
 	operation, err, retry, resume, covered, warnings, sessions, runSelector *string
+	terms                                                                   *string
 }
 
 func (e *encoder) outcome(run invalidation.Run) outcome {
@@ -295,6 +299,7 @@ func (e *encoder) outcome(run invalidation.Run) outcome {
 		warnings:    e.json(run.Warnings, len(run.Warnings) > 0),
 		sessions:    e.json(run.Sessions, len(run.Sessions) > 0),
 		runSelector: e.json(run.Selector, run.Selector != nil),
+		terms:       e.json(run.Terms, run.Terms != invalidation.Terms{}),
 		resume:      e.orNull(string(run.Resume)),
 	}
 	if run.Verification != adapters.VerificationUnspecified {
@@ -307,11 +312,11 @@ func (e *encoder) outcome(run invalidation.Run) outcome {
 const setOutcome = `state = $1, open = $2, attempts = $3, next_attempt_time = $4, start_time = $5, complete_time = $6, counted = $7, count = $8,
   count_is_minimum = $9, verification = $10, sessions_truncated = $11, operation = $12::text::json, error = $13::text::json,
   retry = $14::text::json, resume = $15::text::json, covered = $16::text::json, warnings = $17::text::json,
-  sessions = $18::text::json, selector = $19::text::json`
+  sessions = $18::text::json, selector = $19::text::json, terms = $20::text::json`
 
 func (o outcome) args() []any {
 	return []any{o.state, o.open, o.attempts, o.next, o.start, o.complete, o.counted, o.count, o.minimum, o.verification, o.truncated,
-		o.operation, o.err, o.retry, o.resume, o.covered, o.warnings, o.sessions, o.runSelector}
+		o.operation, o.err, o.retry, o.resume, o.covered, o.warnings, o.sessions, o.runSelector, o.terms}
 }
 
 // events are audit events as arrays.

@@ -16,16 +16,16 @@ const (
 	selectRequest = `SELECT id, request_digest FROM invalidations WHERE caller_kind = ?1 AND caller_name = ?2 AND request_id = ?3`
 
 	insertInvalidation = `INSERT INTO invalidations (id, state, revision, unfinished, allow_unsupported, priority, create_time, complete_time,
-  caller_kind, caller_name, request_id, request_digest, user_id, retry_of, selector, call)
-VALUES (?, ?, 1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`
+  caller_kind, caller_name, request_id, request_digest, user_id, retry_of, selector, call, facts)
+VALUES (?, ?, 1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`
 
 	insertLabel = `INSERT INTO labels (key, value, invalidation_id) VALUES (?, ?, ?)`
 
 	insertRun = `INSERT INTO runs (invalidation_id, idx, target, kind, fingerprint, priority, expire_time,
   lease_owner, lease_token, lease_until, lease_from,
   state, open, attempts, next_attempt_time, start_time, complete_time, counted, count, count_is_minimum, verification,
-  sessions_truncated, operation, error, retry, resume, covered, warnings, sessions, selector)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`
+  sessions_truncated, operation, error, retry, resume, covered, warnings, sessions, selector, terms)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`
 )
 
 // acceptance is an [invalidation.Acceptance] as the journal will have it, prepared by the caller's goroutine.
@@ -35,6 +35,7 @@ type acceptance struct {
 	unfinished int
 	selector   driver.Value
 	call       driver.Value
+	facts      driver.Value
 	runs       [][]driver.Value // their outcomes
 	start      []bool           // by run
 }
@@ -116,6 +117,7 @@ func prepareAcceptance(a invalidation.Acceptance) (*acceptance, error) {
 	e := encoder{}
 	p.selector = e.json(inv.Call.Selector, true)
 	p.call = e.json(call, true)
+	p.facts = e.json(inv.Caller.Facts, inv.Caller.Facts != nil)
 	return p, e.err
 }
 
@@ -161,7 +163,7 @@ func (p *acceptance) insert(t *tx) ([]invalidation.Lease, error) {
 	priority := int64(inv.Call.Priority)
 	if _, err := t.exec(insertInvalidation, inv.ID, string(inv.State), int64(p.unfinished), inv.Call.AllowUnsupported, priority,
 		inv.CreateTime.UnixMicro(), micros(inv.CompleteTime), inv.Caller.Kind, inv.Caller.Name,
-		orNull(p.RequestID), digest, user, orNull(inv.RetryOf), p.selector, p.call); err != nil {
+		orNull(p.RequestID), digest, user, orNull(inv.RetryOf), p.selector, p.call, p.facts); err != nil {
 		return nil, err
 	}
 	for k, v := range inv.Call.Labels {

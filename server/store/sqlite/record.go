@@ -18,7 +18,7 @@ WHERE r.invalidation_id = ?1 AND r.idx = ?2 AND r.lease_owner = ?3 AND r.lease_t
 	updateRun = `UPDATE runs SET lease_owner = NULL, lease_until = NULL, lease_from = NULL,
   state = ?, open = ?, attempts = ?, next_attempt_time = ?, start_time = ?, complete_time = ?, counted = ?, count = ?,
   count_is_minimum = ?, verification = ?, sessions_truncated = ?, operation = ?, error = ?, retry = ?, resume = ?, covered = ?,
-  warnings = ?, sessions = ?, selector = ?
+  warnings = ?, sessions = ?, selector = ?, terms = ?
 WHERE invalidation_id = ? AND idx = ?`
 
 	countDown = `UPDATE invalidations SET revision = revision + 1, unfinished = ?2 WHERE id = ?1`

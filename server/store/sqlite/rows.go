@@ -15,11 +15,11 @@ import (
 
 // Columns that make an invalidation and a run, in the order of scanInvalidation and scanRun.
 const (
-	invalidationColumns = `i.id, i.state, i.revision, i.create_time, i.complete_time, i.caller_kind, i.caller_name, i.retry_of, i.selector, i.call`
+	invalidationColumns = `i.id, i.state, i.revision, i.create_time, i.complete_time, i.caller_kind, i.caller_name, i.retry_of, i.selector, i.call, i.facts`
 
 	runColumns = `r.target, r.kind, r.fingerprint, r.state, r.open, r.attempts, r.next_attempt_time, r.expire_time, r.start_time,
   r.complete_time, r.counted, r.count, r.count_is_minimum, r.verification, r.sessions_truncated, r.operation, r.error, r.retry,
-  r.resume, r.covered, r.warnings, r.sessions, r.selector`
+  r.resume, r.covered, r.warnings, r.sessions, r.selector, r.terms`
 )
 
 const (
@@ -58,6 +58,7 @@ func scanInvalidation(r *row) invalidation.Invalidation {
 	var sel invalidation.Selector
 	r.json(&sel)
 	r.json(&inv.Call)
+	r.json(&inv.Caller.Facts)
 	inv.Call.Selector = sel
 	return inv
 }
@@ -88,6 +89,7 @@ func scanRun(r *row) invalidation.Run {
 	r.json(&run.Warnings)
 	r.json(&run.Sessions)
 	r.json(&run.Selector)
+	r.json(&run.Terms)
 	if run.Selector != nil && r.err == nil {
 		// What is read here is what will be sent.
 		if err := run.Selector.Validate(); err != nil {
@@ -183,6 +185,7 @@ func outcome(run invalidation.Run) ([]driver.Value, error) {
 		e.json(run.Warnings, len(run.Warnings) > 0),
 		e.json(run.Sessions, len(run.Sessions) > 0),
 		e.json(run.Selector, run.Selector != nil),
+		e.json(run.Terms, run.Terms != invalidation.Terms{}),
 	}
 	return values, e.err
 }

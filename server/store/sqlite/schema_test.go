@@ -110,7 +110,7 @@ func TestSchema_Refuses(t *testing.T) {
 	must(t, db, `INSERT INTO audit (chain, seq, time, type, caller_kind, caller_name) VALUES ('c', 1, 1, 't', 'k', 'n')`)
 	must(t, db, `UPDATE runs SET open = 1, lease_owner = 'o', lease_token = 4, lease_until = 8, lease_from = 'RETRYING' WHERE invalidation_id = 'RUNNING'`)
 	must(t, db, `INSERT INTO labels VALUES ('k', 'v', 'RUNNING')`)
-	must(t, db, `INSERT INTO invalidations SELECT 'alone', state, 1, unfinished, 0, 0, 1, NULL, 'k', 'n', NULL, NULL, NULL, NULL, '{}', '{}' FROM invalidations WHERE id = 'PENDING'`)
+	must(t, db, `INSERT INTO invalidations SELECT 'alone', state, 1, unfinished, 0, 0, 1, NULL, 'k', 'n', NULL, NULL, NULL, NULL, '{}', '{}', NULL FROM invalidations WHERE id = 'PENDING'`)
 	run := func(set, id string) string { return "UPDATE runs SET " + set + " WHERE invalidation_id = '" + id + "'" }
 	inv := func(set, id string) string {
 		return "UPDATE invalidations SET revision = revision + 1, " + set + " WHERE id = '" + id + "'"
@@ -142,12 +142,13 @@ func TestSchema_Refuses(t *testing.T) {
 		{"a count that is not known", run("count = 1", "RUNNING"), run("counted = 1, count = 1", "RUNNING")},
 		{"an unknown verification", run("verification = 'BELIEVED'", "RUNNING"), run("verification = 'UNVERIFIABLE'", "RUNNING")},
 		{"another target", run("target = 'y'", "PENDING"), run("operation = 'y'", "PENDING")},
+		{"other facts of the caller", inv("facts = '{}'", "RUNNING"), inv("unfinished = 2", "RUNNING")},
 		{"another fingerprint", run("fingerprint = 'y'", "PENDING"), run("operation = 'y'", "PENDING")},
 		{"another expiry", run("expire_time = 99", "PENDING"), run("next_attempt_time = 99", "PENDING")},
 		{"a text for a number", run("attempts = 'many'", "RUNNING"), run("attempts = 3", "RUNNING")},
-		{"two runs at a target", `INSERT INTO runs SELECT invalidation_id, 1, target, kind, fingerprint, priority, state, open, attempts, next_attempt_time, expire_time, start_time, complete_time, lease_owner, lease_token, lease_until, lease_from, counted, count, count_is_minimum, verification, sessions_truncated, operation, error, retry, resume, covered, warnings, sessions, selector FROM runs WHERE invalidation_id = 'PENDING'`,
-			`INSERT INTO runs SELECT invalidation_id, 1, 'y', kind, fingerprint, priority, state, open, attempts, next_attempt_time, expire_time, start_time, complete_time, lease_owner, lease_token, lease_until, lease_from, counted, count, count_is_minimum, verification, sessions_truncated, operation, error, retry, resume, covered, warnings, sessions, selector FROM runs WHERE invalidation_id = 'PENDING'`},
-		{"a run of nothing", `INSERT INTO runs SELECT 'nothing', 1, 'y', kind, fingerprint, priority, state, open, attempts, next_attempt_time, expire_time, start_time, complete_time, lease_owner, lease_token, lease_until, lease_from, counted, count, count_is_minimum, verification, sessions_truncated, operation, error, retry, resume, covered, warnings, sessions, selector FROM runs WHERE invalidation_id = 'PENDING'`, ""},
+		{"two runs at a target", `INSERT INTO runs SELECT invalidation_id, 1, target, kind, fingerprint, priority, state, open, attempts, next_attempt_time, expire_time, start_time, complete_time, lease_owner, lease_token, lease_until, lease_from, counted, count, count_is_minimum, verification, sessions_truncated, operation, error, retry, resume, covered, warnings, sessions, selector, terms FROM runs WHERE invalidation_id = 'PENDING'`,
+			`INSERT INTO runs SELECT invalidation_id, 1, 'y', kind, fingerprint, priority, state, open, attempts, next_attempt_time, expire_time, start_time, complete_time, lease_owner, lease_token, lease_until, lease_from, counted, count, count_is_minimum, verification, sessions_truncated, operation, error, retry, resume, covered, warnings, sessions, selector, terms FROM runs WHERE invalidation_id = 'PENDING'`},
+		{"a run of nothing", `INSERT INTO runs SELECT 'nothing', 1, 'y', kind, fingerprint, priority, state, open, attempts, next_attempt_time, expire_time, start_time, complete_time, lease_owner, lease_token, lease_until, lease_from, counted, count, count_is_minimum, verification, sessions_truncated, operation, error, retry, resume, covered, warnings, sessions, selector, terms FROM runs WHERE invalidation_id = 'PENDING'`, ""},
 		{"an unfinished run goes", "DELETE FROM runs WHERE invalidation_id = 'RUNNING'", "DELETE FROM runs WHERE invalidation_id = 'CANCELLED'"},
 
 		{"a final invalidation changes", inv("state = 'SUCCEEDED'", "SUCCEEDED"), ""},

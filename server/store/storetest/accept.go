@@ -65,7 +65,11 @@ func acceptKeepsEverything(t *testing.T, h Harness) {
 		Users:     []adapters.User{{Name: "alice", At: []adapters.Provider{{Type: "Ldap"}}}},
 		Providers: []adapters.Provider{{Type: "saml", Name: "saml1", MustBeListed: true}},
 		Groups:    []adapters.Group{{Kind: "cluster_admin_id", Name: "9"}}}
-	a := invalidation.Acceptance{Invalidation: invalidation.Invalidation{ID: newID(), Call: call, Caller: helpdesk, RetryOf: retried.ID,
+	exact.Terms = invalidation.Terms{Rule: "helpdesk", Protected: true, MaxSessions: 50, Unlimited: true}
+	caller := helpdesk
+	caller.Facts = &invalidation.Facts{Groups: []string{"ops"}, Claims: map[string]any{"sub": "a17", "n": 1.5, "amr": []any{"mfa"}},
+		Certificate: &invalidation.CertificateNames{Subject: "CN=helpdesk", URIs: []string{"spiffe://corp.example/helpdesk"}}}
+	a := invalidation.Acceptance{Invalidation: invalidation.Invalidation{ID: newID(), Call: call, Caller: caller, RetryOf: retried.ID,
 		CreateTime: odd(at), Runs: []invalidation.Run{waiting, nothing, refused, exact}}}
 
 	inv, _ := accept(t, s, a)

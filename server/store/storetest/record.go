@@ -58,7 +58,7 @@ func recordKeepsTheAnswer(t *testing.T, h Harness) {
 	// The last answer replaces all of it.
 	c = claimOne(t, s, invalidation.Claim{Target: "apm", LeaseLength: time.Hour})
 	last := invalidation.Run{State: invalidation.RunSucceeded, CompleteTime: odd(at), StartTime: c.Run.StartTime, Attempts: c.Run.Attempts,
-		Selector: resolved(), Verification: adapters.ConfirmedByList}
+		Selector: resolved(), Terms: invalidation.Terms{MaxSessions: 3}, Verification: adapters.ConfirmedByList}
 	record(t, s, c.Lease, last)
 	want = last
 	want.Target, want.Kind, want.Fingerprint, want.ExpireTime = c.Run.Target, c.Run.Kind, c.Run.Fingerprint, c.Run.ExpireTime
