@@ -124,13 +124,18 @@ type Health struct {
 
 // Check is one finding of a probe. The checks that could not be made because an earlier one failed are left out.
 type Check struct {
-	// Name is one of "reachable", "tls", "credentials", "privilege", "api", "scope", or the adapter's own.
+	// Name is one of "reachable", "tls", "clock", "version", "api", "security", "privilege", "scope", "mapping",
+	// [CheckCredentials], or the adapter's own.
 	Name    string
 	Status  CheckStatus
 	Message string
-	// Remedy says what the operator can do; empty when all is well.
+	// Remedy says what the operator can do; empty only when the status is [CheckOK].
 	Remedy string
 }
+
+// CheckCredentials is the name of the check that the engine acts on: it failed if, and only if, the target refused the
+// account's credentials, and is OK if it accepted them. A target that refused them is left alone for a while.
+const CheckCredentials = "credentials"
 
 // CheckStatus is the verdict of one check.
 type CheckStatus int
@@ -151,6 +156,18 @@ func (h Health) Healthy() bool {
 		}
 	}
 	return len(h.Checks) > 0
+}
+
+// Status is the worst verdict of the checks of that name; zero if there is none.
+func (h Health) Status(name string) CheckStatus {
+	var worst CheckStatus
+	for _, c := range h.Checks {
+		// Unknown tells less than any other verdict.
+		if c.Name == name && (worst == 0 || worst == CheckUnknown || c.Status > worst && c.Status != CheckUnknown) {
+			worst = c.Status
+		}
+	}
+	return worst
 }
 
 type fenceKey struct{}

@@ -77,7 +77,7 @@ func Open(ctx context.Context, o Options) (_ *Server, err error) {
 	parts.Store = store
 	options := invalidation.Options{
 		Store: store, Resolver: a.resolver, Targets: a.targets, Logger: o.Logger,
-		Retention: time.Duration(o.Config.Retention),
+		Retention: time.Duration(o.Config.Retention), ProbeInterval: time.Duration(o.Config.CheckInterval),
 	}
 	if p := o.Config.Store.Postgres; p != nil {
 		options.LeaseLength = time.Duration(p.Lease)

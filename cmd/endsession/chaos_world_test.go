@@ -362,7 +362,7 @@ func (c *chaos) start() {
 	jitter := dice(c.seed, "jitter", n)
 	var mu sync.Mutex
 	options := invalidation.Options{
-		Store: g.store, Resolver: chaosResolver{c}, Logger: log, Owner: fmt.Sprint("process-", n), LeaseLength: c.leaseLength,
+		Store: g.store, Resolver: chaosResolver{c}, Logger: log, Owner: fmt.Sprint("process-", n), LeaseLength: c.leaseLength, ProbeInterval: -1,
 		Random: func() float64 {
 			mu.Lock()
 			defer mu.Unlock()

@@ -89,6 +89,10 @@ func (p *parser) parse() {
 	p.listen()
 	p.store()
 	p.directory()
+	if _, v := strictyaml.Lookup(p.Root(), "check_interval"); v != nil && !p.Reported("check_interval") &&
+		(p.config.CheckInterval < minCheck || p.config.CheckInterval > maxCheck) {
+		p.Invalid(v, v.Line, "check_interval", fmt.Errorf("want %v to %v", minCheck, maxCheck))
+	}
 	p.targets()
 }
 

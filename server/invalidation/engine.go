@@ -64,6 +64,8 @@ type Options struct {
 	PollsPerSecond float64
 	MaxCalls       int
 	Retention      time.Duration
+	// ProbeInterval is how often every target is probed, give or take a tenth. Zero means the default, less never.
+	ProbeInterval time.Duration
 	// Random makes the jitter; nil means math/rand.
 	Random func() float64
 }
@@ -78,6 +80,7 @@ type Engine struct {
 	leaseLength    time.Duration
 	pollsPerSecond float64
 	retention      time.Duration
+	probeInterval  time.Duration
 	random         func() float64
 
 	targets []Target // in the order of the configuration
@@ -85,7 +88,8 @@ type Engine struct {
 	hub     *hub
 	news    *news
 	calls   *semaphore.Weighted
-	skew    atomic.Int64 // the store's clock minus ours
+	probes  chan struct{} // one place for each probe that nobody asked for
+	skew    atomic.Int64  // the store's clock minus ours
 
 	live sync.Map // leaseKey → *ownership
 
@@ -103,7 +107,8 @@ type Engine struct {
 func New(ctx context.Context, o Options) (*Engine, error) {
 	e := &Engine{
 		store: o.Store, resolver: o.Resolver, log: o.Logger, owner: o.Owner, targets: slices.Clone(o.Targets),
-		leaseLength: o.LeaseLength, pollsPerSecond: o.PollsPerSecond, retention: o.Retention, random: o.Random,
+		leaseLength: o.LeaseLength, pollsPerSecond: o.PollsPerSecond, retention: o.Retention,
+		probeInterval: o.ProbeInterval, probes: make(chan struct{}, probesAtOnce), random: o.Random,
 		workers: map[string]*worker{}, hub: newHub(), news: newNews(), stopped: make(chan struct{}),
 	}
 	if e.owner == "" {
@@ -117,6 +122,9 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 	}
 	if e.retention == 0 {
 		e.retention = DefaultRetention
+	}
+	if e.probeInterval == 0 {
+		e.probeInterval = DefaultProbeInterval
 	}
 	if e.random == nil {
 		e.random = rand.Float64
@@ -163,6 +171,9 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 	e.stopLoops = stop
 	for _, w := range e.workers {
 		e.loops.Go(func() { w.loop(loopCtx) })
+		if e.probeInterval > 0 && !w.removed {
+			e.loops.Go(func() { w.watchHealth(loopCtx) })
+		}
 	}
 	e.loops.Go(func() { e.beat(loopCtx) })
 	if shared {
@@ -246,6 +257,9 @@ func (e *Engine) Close(ctx context.Context) error {
 	e.closing.Store(true)
 	e.stopLoops()
 	e.loops.Wait()
+	for _, w := range e.workers {
+		w.endProbe(ctx)
+	}
 	// Leases are no longer renewed: attempts have two thirds of a lease, as always.
 	done := make(chan struct{})
 	go func() { e.attempts.Wait(); close(done) }()

@@ -22,8 +22,10 @@ type script struct {
 	calls    atomic.Int64
 	mu       sync.Mutex
 	script   func(ctx context.Context, req adapters.Request) (adapters.Result, error)
+	probe    func(ctx context.Context) (adapters.Health, error)
 	underWay int
 	most     int
+	probes   atomic.Int64
 }
 
 var _ adapters.Adapter = (*script)(nil)
@@ -56,7 +58,21 @@ func (s *script) Invalidate(ctx context.Context, req adapters.Request) (adapters
 	return invalidate(ctx, req)
 }
 
-func (s *script) Probe(context.Context) (adapters.Health, error) {
+func (s *script) Probe(ctx context.Context) (adapters.Health, error) {
+	s.probes.Add(1)
+	s.mu.Lock()
+	s.underWay++
+	s.most = max(s.most, s.underWay)
+	probe := s.probe
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		s.underWay--
+		s.mu.Unlock()
+	}()
+	if probe != nil {
+		return probe(ctx)
+	}
 	return adapters.Health{Checks: []adapters.Check{{Name: "reachable", Status: adapters.CheckOK}}}, nil
 }
 
@@ -123,7 +139,7 @@ var scriptType = adapters.Type{Kind: "script", Criteria: []adapters.Criteria{ada
 func newFixture(t testing.TB, targets ...string) *fixture {
 	t.Helper()
 	f := &fixture{t: t, path: filepath.Join(t.TempDir(), "journal.db"), scripts: map[string]*script{}}
-	f.options = invalidation.Options{Resolver: &names{}, Logger: quiet(), Random: func() float64 { return 0.5 }}
+	f.options = invalidation.Options{Resolver: &names{}, Logger: quiet(), Random: func() float64 { return 0.5 }, ProbeInterval: -1}
 	for _, name := range targets {
 		f.scripts[name] = &script{script: ended(1)}
 		f.options.Targets = append(f.options.Targets, invalidation.Target{

@@ -300,7 +300,8 @@ func (e *Engine) worker(target string) (*worker, error) {
 	return e.workers[target], nil
 }
 
-// CheckTarget probes a target; it ends nothing.
+// CheckTarget probes a target, also one that is paused or parked; it ends nothing. Calls that come while a probe is under
+// way share what it finds.
 func (e *Engine) CheckTarget(ctx context.Context, caller Caller, target string) (adapters.Health, error) {
 	w, err := e.worker(target)
 	if err != nil {
@@ -310,24 +311,6 @@ func (e *Engine) CheckTarget(ctx context.Context, caller Caller, target string) 
 		return adapters.Health{}, err
 	}
 	return w.probe(ctx)
-}
-
-func (w *worker) probe(ctx context.Context) (adapters.Health, error) {
-	ctx, cancel := context.WithTimeout(ctx, previewTimeout)
-	defer cancel()
-	h, err := w.target.Adapter.Probe(ctx)
-	if err != nil {
-		return adapters.Health{}, &CallError{Code: Unavailable, Reason: adapters.ReasonUpstreamUnreachable, Message: "the probe did not end in time", Err: err}
-	}
-	w.mu.Lock()
-	w.health, w.checkTime = h, w.e.now()
-	parked := !w.parkedUntil.IsZero()
-	w.mu.Unlock()
-	if parked && h.Healthy() {
-		w.park(time.Time{})
-		w.signal()
-	}
-	return h, nil
 }
 
 // PauseTarget makes a target's runs wait. Attempts under way stop before the next request that would change something.
@@ -368,6 +351,7 @@ func (e *Engine) ResumeTarget(ctx context.Context, caller Caller, target string)
 	w.mu.Unlock()
 	w.park(time.Time{})
 	w.signal()
+	w.reconsider()
 	return w.status(), nil
 }
 

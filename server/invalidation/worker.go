@@ -53,14 +53,18 @@ type worker struct {
 	polls   *rate.Limiter
 	policy  retryPolicy
 
-	wake   chan struct{} // cap 1
-	claims int           // rounds of claiming, for bulkShare; only the loop touches it
+	wake    chan struct{} // cap 1
+	rethink chan struct{} // cap 1; for watchHealth
+	claims  int           // rounds of claiming, for bulkShare; only the loop touches it
 
 	mu          sync.Mutex
 	pause       *Pause
 	parkedUntil time.Time
 	health      adapters.Health
 	checkTime   time.Time
+	checkup     *checkup  // the probe under way
+	probed      time.Time // when the last one began
+	spread      float64   // its jitter: how late the next one is
 
 	working atomic.Int64 // runs being worked on
 	// backlog is true when the journal may hold due runs that no slot was free for.
@@ -72,7 +76,7 @@ func newWorker(e *Engine, t Target, removed bool) *worker {
 		e: e, target: t, removed: removed,
 		log:   e.log.With("target", t.Name),
 		polls: rate.NewLimiter(rate.Limit(e.pollsPerSecond), 1),
-		wake:  make(chan struct{}, 1),
+		wake:  make(chan struct{}, 1), rethink: make(chan struct{}, 1),
 	}
 	w.slots = newSlots(e.store, e.owner, t.Name, t.Concurrency, e.leaseLength, func(held, limit int) {
 		w.polls.SetLimit(rate.Limit(e.pollsPerSecond) * rate.Limit(max(held, 1)) / rate.Limit(limit))
@@ -390,7 +394,7 @@ func (w *worker) judge(a attempt, log *slog.Logger) {
 	default:
 		w.breaker.RecordSuccess() // the target answered, if only to refuse
 		if kind == adapters.Credentials {
-			w.park(a.at.Add(parkLength))
+			w.refused(a.at)
 			log.Error("target refuses the account's credentials; it is left alone for a while", "for", parkLength)
 			return
 		}

@@ -112,7 +112,7 @@ func newReplica(t testing.TB, name string, dsn secret.String, s *system, concurr
 	}
 	r := &replica{t: t, gets: &getCounter{Store: store}}
 	r.Engine, err = invalidation.New(t.Context(), invalidation.Options{
-		Store: r.gets, Resolver: sameNames{}, Logger: slog.New(slog.DiscardHandler), Owner: name, LeaseLength: lease,
+		Store: r.gets, Resolver: sameNames{}, Logger: slog.New(slog.DiscardHandler), Owner: name, LeaseLength: lease, ProbeInterval: -1,
 		Targets: []invalidation.Target{{
 			Name: "apm", Kind: "script", Endpoint: "https://apm", Concurrency: concurrency, Adapter: view{s, name},
 			Type:  adapters.Type{Kind: "script", Criteria: []adapters.Criteria{adapters.ByUser}},
