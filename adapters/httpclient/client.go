@@ -75,18 +75,21 @@ func (c TLSConfig) client() (*tls.Config, error) {
 		want, _ := hex.DecodeString(strings.ReplaceAll(c.PinSHA256, ":", ""))
 		conf.InsecureSkipVerify = c.CAFile == "" // the pin below is the check
 		conf.VerifyConnection = func(cs tls.ConnectionState) error {
-			if len(cs.PeerCertificates) > 0 {
-				if got := sha256.Sum256(cs.PeerCertificates[0].Raw); bytes.Equal(got[:], want) {
-					return nil
-				}
+			got := fingerprint(cs.PeerCertificates[0]) // a server has one: TLS demands it
+			if got == hex.EncodeToString(want) {
+				return nil
 			}
-			return errPin
+			return pinError{got}
 		}
 	}
 	return conf, nil
 }
 
-var errPin = errors.New("the certificate is not the pinned one")
+// pinError says that a certificate is not the pinned one, and which it is.
+type pinError struct{ got string }
+
+// Error does not show the fingerprint: a probe does, with what to do about it.
+func (pinError) Error() string { return "the certificate is not the pinned one" }
 
 // ParseURL checks a target's base URL: https (http only to a loopback address), a host, no user, query or fragment.
 // The result has no trailing slash.
@@ -233,6 +236,8 @@ type Reply struct {
 	Body   []byte
 	// Mutating is the call's.
 	Mutating bool
+	// TLS is the connection's; nil if it is not encrypted, or not of the network.
+	TLS *tls.ConnectionState
 }
 
 // IsJSON reports whether the content type says JSON ("application/json", "application/json-rpc", "…+json").
@@ -281,18 +286,22 @@ func (c *Client) Do(ctx context.Context, call Call) (Reply, error) {
 	// The request counts as sent from the first byte that may have reached a connection, so from the first header field:
 	// HTTP/2 tells that the headers were written only after they have left. A transport without trace hooks (an
 	// in-memory one) counts as sending at once.
-	var traced, sent atomic.Bool
+	var traced, sent, unshaken atomic.Bool
 	bounded = httptrace.WithClientTrace(bounded, &httptrace.ClientTrace{
 		GetConn:          func(string) { traced.Store(true) },
 		WroteHeaderField: func(string, []string) { sent.Store(true) },
 		WroteHeaders:     func() { sent.Store(true) },
+		TLSHandshakeDone: func(_ tls.ConnectionState, err error) { unshaken.Store(err != nil) },
 	})
 	resp, err := c.http.Do(req.WithContext(bounded))
 	if err != nil {
+		if unshaken.Load() && !sent.Load() {
+			err = handshake{err}
+		}
 		return Reply{}, failure(ctx, call, sent.Load() || !traced.Load(), err)
 	}
 	defer func() { _ = resp.Body.Close() }()
-	reply := Reply{Status: resp.StatusCode, Header: resp.Header, Mutating: call.Mutating}
+	reply := Reply{Status: resp.StatusCode, Header: resp.Header, Mutating: call.Mutating, TLS: resp.TLS}
 	judged := reply.Status/100 == 2 || slices.Contains(call.Accept, reply.Status)
 	reply.Body, err = io.ReadAll(io.LimitReader(resp.Body, c.maxBody+1))
 	long := int64(len(reply.Body)) > c.maxBody
@@ -391,6 +400,8 @@ func failure(ctx context.Context, call Call, sent bool, err error) error {
 		return adapters.Wrap(adapters.Unreachable, cause, "the target's certificate is not trusted")
 	case errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil:
 		return adapters.Wrap(adapters.Unreachable, cause, "the target did not answer in time")
+	case errors.Is(cause, errHandshake):
+		return adapters.Wrap(adapters.Unreachable, cause, "no TLS connection can be made with the target")
 	}
 	return adapters.Wrap(adapters.Unreachable, cause, "the target cannot be reached")
 }
@@ -399,9 +410,10 @@ func failure(ctx context.Context, call Call, sent bool, err error) error {
 func certificate(err error) error {
 	var v *tls.CertificateVerificationError
 	var h x509.HostnameError
+	var pin pinError
 	switch {
-	case errors.Is(err, errPin):
-		return errPin
+	case errors.As(err, &pin):
+		return pin
 	case errors.As(err, &v):
 		return v
 	case errors.As(err, &h):
@@ -439,17 +451,26 @@ func redact(err error) error {
 		return errno
 	case errors.As(err, &alert):
 		return alert
+	case errors.As(err, &timed) && timed.Timeout():
+		return errTimeout
+	case errors.As(err, new(handshake)):
+		return errHandshake
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		return io.ErrUnexpectedEOF
 	case errors.Is(err, io.EOF):
 		return io.EOF
-	case errors.As(err, &timed) && timed.Timeout():
-		return errTimeout
 	}
 	return errTransport
 }
 
+// handshake marks an error of the TLS handshake.
+type handshake struct{ error }
+
+// Unwrap returns the transport's error.
+func (h handshake) Unwrap() error { return h.error }
+
 var (
+	errHandshake = errors.New("the TLS handshake failed")
 	errTimeout   = errors.New("timeout")
 	errTransport = errors.New("the connection broke, or what came back is not HTTP")
 )

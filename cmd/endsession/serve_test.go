@@ -235,6 +235,21 @@ func TestServeRefusesAndSendsNothing(t *testing.T) {
 	}
 }
 
+// TestServeProbesItsTargets: nobody asks for it.
+func TestServeProbesItsTargets(t *testing.T) {
+	t.Parallel()
+	l, dir := newLab(), t.TempDir()
+	urls := l.serve(t, dir, nil)
+	path := labConfig{dir: dir, urls: urls, listen: [3]string{"127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"}, change: func(text string) string {
+		return strings.Replace(text, "check_interval: never", "check_interval: 5m", 1)
+	}}.write(t)
+	s := &served{process: serve(t, path), lab: l}
+	eventually(t, "every target is found healthy", func() bool {
+		_, answer := s.get(t, "/v1/targets")
+		return strings.Count(answer, `"status":"HEALTH_STATUS_OK"`) == len(l.targets) && strings.Count(answer, `"checkTime"`) == len(l.targets)
+	})
+}
+
 // TestServeTrustsOnlyTheConfiguredAuthority takes one target's certificate authority for another's.
 func TestServeTrustsOnlyTheConfiguredAuthority(t *testing.T) {
 	t.Parallel()

@@ -23,8 +23,8 @@ type Config struct {
 	Directory *Directory `yaml:"directory,omitempty"`
 	// Retention is how long finished invalidations are kept. Default: 90d.
 	Retention Duration `yaml:"retention"`
-	// CheckInterval is how often every target is probed, 30s to 24h; see "endsession targets check". Default: 5m.
-	CheckInterval Duration `yaml:"check_interval"`
+	// CheckInterval is how often every target is probed, 30s to 24h, or "never"; see "endsession targets check". Default: 5m.
+	CheckInterval Interval `yaml:"check_interval"`
 	// Targets are the systems in which sessions are ended. At least one.
 	Targets []Target `yaml:"targets"`
 
@@ -203,7 +203,7 @@ const (
 	DefaultSQLitePath  = "endsession.db"
 	DefaultRetention   = Duration(90 * 24 * time.Hour)
 	DefaultLease       = Duration(30 * time.Second)
-	DefaultCheck       = Duration(5 * time.Minute)
+	DefaultCheck       = Interval(5 * time.Minute)
 	DefaultConcurrency = 8
 	DefaultMaxMembers  = 500
 )
@@ -212,8 +212,8 @@ const (
 const (
 	minLease       = Duration(3 * time.Second)
 	maxLease       = Duration(10 * time.Minute)
-	minCheck       = Duration(30 * time.Second)
-	maxCheck       = Duration(24 * time.Hour)
+	minCheck       = Interval(30 * time.Second)
+	maxCheck       = Interval(24 * time.Hour)
 	maxConcurrency = 1000
 	maxMembers     = 10_000
 	maxNameLength  = 63

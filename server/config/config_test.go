@@ -282,6 +282,7 @@ func TestOneProblem(t *testing.T) {
 		{"RetentionTooLong", sound + "retention: 36501d\n", `2: retention: longer than 100 years`},
 		{"CheckIntervalShort", sound + "check_interval: 29s\n", `2: check_interval: want 30s to 1d`},
 		{"CheckIntervalLong", sound + "check_interval: 25h\n", `2: check_interval: want 30s to 1d`},
+		{"CheckIntervalNegative", sound + "check_interval: -1s\n", `2: check_interval: want a time span`},
 		{"CheckIntervalUnit", sound + "check_interval: 5\n", `2: check_interval: want a time span`},
 		{"RetentionOrder", sound + "retention: 1m1h\n", `2: retention: want a time span`},
 		{"LongName", "targets: [{name: " + strings.Repeat("a", 64) + ", bare: {}}]\n", "1: targets[0].name: want lower-case"},

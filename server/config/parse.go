@@ -89,10 +89,7 @@ func (p *parser) parse() {
 	p.listen()
 	p.store()
 	p.directory()
-	if _, v := strictyaml.Lookup(p.Root(), "check_interval"); v != nil && !p.Reported("check_interval") &&
-		(p.config.CheckInterval < minCheck || p.config.CheckInterval > maxCheck) {
-		p.Invalid(v, v.Line, "check_interval", fmt.Errorf("want %v to %v", minCheck, maxCheck))
-	}
+	p.checkInterval()
 	p.targets()
 }
 
@@ -192,6 +189,14 @@ func (p *parser) store() {
 		if _, v := strictyaml.Lookup(postgres, "lease"); v != nil && !p.Reported(path) && (s.Postgres.Lease < minLease || s.Postgres.Lease > maxLease) {
 			p.Invalid(v, v.Line, path, fmt.Errorf("want %v to %v", minLease, maxLease))
 		}
+	}
+}
+
+func (p *parser) checkInterval() {
+	const path = "check_interval"
+	_, v := strictyaml.Lookup(p.Root(), path)
+	if i := p.config.CheckInterval; v != nil && !p.Reported(path) && i != neverEver && (i < minCheck || i > maxCheck) {
+		p.Invalid(v, v.Line, path, fmt.Errorf("want %v to %v, or never", minCheck, maxCheck))
 	}
 }
 

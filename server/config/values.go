@@ -83,6 +83,34 @@ func (d Duration) String() string {
 // MarshalYAML writes the time span as it is read.
 func (d Duration) MarshalYAML() (any, error) { return d.String(), nil }
 
+// Interval is a time span, or "never", which is less than zero.
+type Interval time.Duration
+
+const (
+	never     = "never"
+	neverEver = Interval(-1)
+)
+
+// UnmarshalText reads a time span, or "never".
+func (i *Interval) UnmarshalText(text []byte) error {
+	if string(text) == never {
+		*i = neverEver
+		return nil
+	}
+	return (*Duration)(i).UnmarshalText(text)
+}
+
+// String writes the interval as it is read.
+func (i Interval) String() string {
+	if i < 0 {
+		return never
+	}
+	return Duration(i).String()
+}
+
+// MarshalYAML writes the interval as it is read.
+func (i Interval) MarshalYAML() (any, error) { return i.String(), nil }
+
 // Rate is a number of requests in a time. The zero value is no limit.
 type Rate struct {
 	Requests int
