@@ -24,7 +24,8 @@ type layer struct {
 var layers = []layer{
 	{"cmd/...", []string{"server", "server/...", "adapters", "adapters/...", "gen/..."}, "wires everything; holds the registry of adapters"},
 	{"server", []string{"server/...", "adapters", "gen/..."}, "assembles the service, and knows adapters by their contract only: which ones there are is cmd's to say"},
-	{"server/api", []string{"server/invalidation", "adapters", "gen/endsession/v1"}, "translates between protobuf and the engine"},
+	{"server/api", []string{"server/auth", "server/invalidation", "adapters", "gen/endsession/v1"}, "translates between protobuf and the engine, and asks who calls"},
+	{"server/auth", []string{"server/invalidation"}, "knows who calls; neither how calls arrive nor what callers may do"},
 	{"server/gateway", []string{"server/api", "gen/endsession/v1", "gen/openapi"}, "dials the gRPC server like any client; the engine is out of its reach, so it cannot go round the interceptors"},
 	{"server/config", []string{"server/config/strictyaml", "server/invalidation", "adapters", "adapters/secret"}, "knows the shape of the file, not what the settings do"},
 	{"server/config/strictyaml", []string{"adapters/secret"}, "reads YAML"},
