@@ -30,6 +30,8 @@ var layers = []layer{
 	{"server/config", []string{"server/config/strictyaml", "server/invalidation", "adapters", "adapters/secret"}, "knows the shape of the file, not what the settings do"},
 	{"server/config/strictyaml", []string{"adapters/secret"}, "reads YAML"},
 	{"server/identity", []string{"server/config/strictyaml", "server/invalidation", "adapters", "adapters/secret"}, "resolves names for the engine, which knows it as an interface"},
+	{"server/identity/ldap/slapdtest", nil, "a real server: it must not share code with the client that it judges"},
+	{"server/identity/ldap", []string{"server/identity", "adapters/secret"}, "a directory of people; how a target calls them is no business of it"},
 	{"server/store/storetest", []string{"server/invalidation", "adapters"}, "holds every store to the engine's interface"},
 	{"server/store/...", []string{"server/invalidation", "adapters", "adapters/secret"}, "a store implements the engine's interface; no store knows another"},
 	{"server/invalidation", []string{"adapters"}, "the heart: it knows targets, journal and names only as interfaces"},
@@ -68,13 +70,18 @@ var fences = []fence{
 		"SQL stops at the stores",
 	},
 	{
+		[]string{"github.com/go-ldap/ldap"},
+		[]string{"server/identity/ldap/...", "server/config"},
+		"LDAP stops at the directory; the configuration checks names and filters with it",
+	},
+	{
 		[]string{"github.com/spf13/cobra", "os/signal"},
 		[]string{"cmd/..."},
 		"terminals and signals are the program's business",
 	},
 	{
 		[]string{"testing"},
-		[]string{"server/store/storetest", "server/store/postgres/pgtest", "adapters/adaptertest", "adapters/*/*test"},
+		[]string{"server/store/storetest", "server/store/postgres/pgtest", "server/identity/ldap/slapdtest", "adapters/adaptertest", "adapters/*/*test"},
 		"only what tests others may import package testing",
 	},
 }

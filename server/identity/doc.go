@@ -9,7 +9,9 @@
 //
 // The expressions that name a person are written in CEL (cel.dev). There is one variable, user, with the fields id and
 // email (texts) and attributes (a map from text to text). An e-mail address or attribute that the person lacks fails the
-// expression; has(user.email) and has(user.attributes.uid) ask first. The result is a text or a list of texts. Besides
+// expression; has(user.email) and has(user.attributes.uid) ask first. One of which the directory has several values
+// fails it, too, and asking does not help: the run ends as ambiguous, unless the expression uses emails (a list of texts)
+// or values (a map from text to lists of texts), which hold all of them. The result is a text or a list of texts. Besides
 // CEL's own functions there are those of its strings library (lowerAscii, split, replace, substring, …), and
 //
 //	lower(x)          x in lower case, by Unicode's rules

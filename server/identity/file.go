@@ -265,8 +265,10 @@ func (f *File) IsMember(_ context.Context, group, id string) (bool, error) {
 	return slices.Contains(ids, id), nil
 }
 
-// HasGroup reports whether the file has a group. [New] asks it for every group that the configuration names.
-func (f *File) HasGroup(name string) bool {
-	_, ok := f.groups[name]
-	return ok
+// CheckGroup says whether the file has a group. [New] asks it of every group that the configuration names.
+func (f *File) CheckGroup(name string) error {
+	if _, ok := f.groups[name]; !ok {
+		return fmt.Errorf("the directory has no group %q", name)
+	}
+	return nil
 }

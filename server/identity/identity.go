@@ -144,8 +144,8 @@ func (r *Resolver) checkGroup(g Group) error {
 	if r.directory == nil {
 		return errors.New("there is no directory")
 	}
-	if known, ok := r.directory.(interface{ HasGroup(name string) bool }); ok && !known.HasGroup(g.Directory) {
-		return fmt.Errorf("the directory has no group %q", g.Directory)
+	if d, ok := r.directory.(interface{ CheckGroup(name string) error }); ok {
+		return d.CheckGroup(g.Directory)
 	}
 	return nil
 }
@@ -303,9 +303,9 @@ func (r *Resolver) user(ctx context.Context, t *target, u invalidation.User, sel
 	if err != nil {
 		return nil, nil, err
 	}
-	users, problem := t.names(p, sel)
-	if problem != "" {
-		return nil, nil, failed(adapters.ReasonNoIdentity, "the user has no name at the target: "+problem)
+	users, err := t.names(p, sel)
+	if err != nil {
+		return nil, nil, nameless("the user", err)
 	}
 	return users, warnings, nil
 }
@@ -327,22 +327,23 @@ func (r *Resolver) person(ctx context.Context, u invalidation.User) (Person, []a
 			Code: adapters.WarnNotInDirectory, Message: "the directory does not know the user; what the caller gave was used",
 		}}, nil
 	}
-	if known.Email != "" {
-		if u.Email != "" && u.Email != known.Email {
-			return Person{}, nil, failed(adapters.ReasonAmbiguousIdentity, "the directory has another e-mail address for the user than the caller gave")
-		}
+	p.ID, p.Emails, p.Several = known.ID, known.Emails, known.Several
+	switch {
+	case u.Email == "":
 		p.Email = known.Email
+	case known.Email != "" && u.Email != known.Email, known.Emails != nil && !slices.Contains(known.Emails, u.Email):
+		return Person{}, nil, failed(adapters.ReasonAmbiguousIdentity, "the directory has another e-mail address for the user than the caller gave")
 	}
-	p.Attributes = maps.Clone(u.Attributes)
-	for _, key := range slices.Sorted(maps.Keys(known.Attributes)) {
-		if given, ok := u.Attributes[key]; ok && given != known.Attributes[key] {
+	p.Attributes = map[string]string{}
+	maps.Copy(p.Attributes, known.Attributes)
+	for _, key := range slices.Sorted(maps.Keys(u.Attributes)) {
+		given := u.Attributes[key]
+		one, single := known.Attributes[key]
+		if several, ok := known.Several[key]; single && given != one || ok && !slices.Contains(several, given) {
 			return Person{}, nil, failed(adapters.ReasonAmbiguousIdentity,
 				fmt.Sprintf("the directory has another value for the user's attribute %q than the caller gave", key))
 		}
-		if p.Attributes == nil {
-			p.Attributes = map[string]string{}
-		}
-		p.Attributes[key] = known.Attributes[key]
+		p.Attributes[key] = given
 	}
 	return p, nil, nil
 }
@@ -362,9 +363,9 @@ func (r *Resolver) members(ctx context.Context, t *target, g Group, sel adapters
 	}
 	var users []adapters.User
 	for _, p := range people {
-		names, problem := t.names(p, sel)
-		if problem != "" {
-			return nil, failed(adapters.ReasonNoIdentity, fmt.Sprintf("member %q of the group has no name at the target: %s", p.ID, problem))
+		names, err := t.names(p, sel)
+		if err != nil {
+			return nil, nameless(fmt.Sprintf("member %q of the group", p.ID), err)
 		}
 		for _, u := range names {
 			users = add(users, u)
@@ -375,23 +376,32 @@ func (r *Resolver) members(ctx context.Context, t *target, g Group, sel adapters
 
 // names evaluates the entries that apply within the selector's providers. If any of them yields no name, there is
 // none: part of a person's names would leave sessions alive and look like success.
-func (t *target) names(p Person, sel adapters.Selector) (users []adapters.User, problem string) {
+func (t *target) names(p Person, sel adapters.Selector) (users []adapters.User, err error) {
 	for i, e := range t.entries {
 		if e.at != nil && sel.By.Has(adapters.ByProvider) && len(adapters.Intersect(e.at, sel.Providers)) == 0 {
 			continue
 		}
 		names, err := e.program.eval(p)
 		if err != nil {
-			return nil, fmt.Sprintf("usernames[%d] %v", i, err)
+			return nil, fmt.Errorf("usernames[%d] %w", i, err)
 		}
 		for _, name := range names {
 			users = add(users, adapters.User{Name: name, At: slices.Clone(e.at)})
 		}
 	}
 	if len(users) == 0 {
-		return nil, "none of its usernames applies to the provider"
+		return nil, errors.New("none of its usernames applies to the provider")
 	}
-	return users, ""
+	return users, nil
+}
+
+// nameless says what it means to a run that somebody has no name.
+func nameless(who string, err error) error {
+	reason := adapters.ReasonNoIdentity
+	if errors.Is(err, errSeveral) {
+		reason = adapters.ReasonAmbiguousIdentity
+	}
+	return failed(reason, who+" has no name at the target: "+err.Error())
 }
 
 // add appends u unless it is there already.
@@ -458,6 +468,12 @@ func directoryError(err error) error {
 		return failed(adapters.ReasonUnknownGroup, "the directory does not know the group")
 	case errors.Is(err, ErrAmbiguous):
 		return failed(adapters.ReasonAmbiguousIdentity, "more than one entry of the directory fits the user")
+	case errors.Is(err, ErrAmbiguousGroup):
+		return failed(adapters.ReasonUnknownGroup, "more than one group of the directory has the group's name")
+	case errors.Is(err, ErrUnknownMember):
+		return failed(adapters.ReasonNoIdentity, "the directory does not know who one of the group's members is")
+	case errors.Is(err, ErrTooDeep):
+		return failed(adapters.ReasonTooManyMembers, "groups within the group are nested more deeply than the directory may be searched")
 	}
 	public := failed(adapters.ReasonDirectoryUnavailable, "the directory does not answer")
 	public.Retryable = true

@@ -3,7 +3,9 @@ package identity
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"unicode/utf8"
@@ -37,24 +39,116 @@ var userFields = map[string]*types.FieldType{
 	},
 	"email": {
 		Type:  types.StringType,
-		IsSet: func(x any) bool { return x.(*Person).Email != "" },
+		IsSet: func(x any) bool { return len(x.(*Person).emails()) > 0 },
 		GetFrom: func(x any) (any, error) {
-			if x.(*Person).Email == "" {
-				return nil, errors.New("no e-mail address")
+			switch p := x.(*Person); {
+			case p.Email != "":
+				return p.Email, nil
+			case len(p.Emails) > 0:
+				return nil, errSeveral
 			}
-			return x.(*Person).Email, nil
+			return nil, errNoEmail
+		},
+	},
+	"emails": {
+		Type:  types.NewListType(types.StringType),
+		IsSet: func(x any) bool { return len(x.(*Person).emails()) > 0 },
+		GetFrom: func(x any) (any, error) {
+			if emails := x.(*Person).emails(); len(emails) > 0 {
+				return emails, nil
+			}
+			return nil, errNoEmail
 		},
 	},
 	"attributes": {
-		Type:  types.NewMapType(types.StringType, types.StringType),
-		IsSet: func(x any) bool { return len(x.(*Person).Attributes) > 0 },
-		GetFrom: func(x any) (any, error) {
-			if x.(*Person).Attributes == nil {
-				return map[string]string{}, nil
-			}
-			return x.(*Person).Attributes, nil
-		},
+		Type:    types.NewMapType(types.StringType, types.StringType),
+		IsSet:   func(x any) bool { p := x.(*Person); return len(p.Attributes)+len(p.Several) > 0 },
+		GetFrom: func(x any) (any, error) { return newAttributes(x.(*Person)), nil },
 	},
+	"values": {
+		Type:    types.NewMapType(types.StringType, types.NewListType(types.StringType)),
+		IsSet:   func(x any) bool { p := x.(*Person); return len(p.Attributes)+len(p.Several) > 0 },
+		GetFrom: func(x any) (any, error) { return x.(*Person).values(), nil },
+	},
+}
+
+// Why a field has no value.
+var (
+	errNoEmail = errors.New("no e-mail address")
+	errSeveral = errors.New("needs an attribute or the e-mail address, of which the directory has several: " +
+		"user.values and user.emails have all of them")
+)
+
+// emails are all addresses of the person.
+func (p *Person) emails() []string {
+	switch {
+	case len(p.Emails) > 0:
+		return p.Emails
+	case p.Email != "":
+		return []string{p.Email}
+	}
+	return nil
+}
+
+// values are all values of all attributes.
+func (p *Person) values() map[string][]string {
+	all := map[string][]string{}
+	for name, value := range p.Attributes {
+		all[name] = []string{value}
+	}
+	maps.Copy(all, p.Several)
+	return all
+}
+
+// attributes is a map in which the attributes that have several values are there, and fail whoever looks: an expression
+// must not go on to its second choice because the first is ambiguous.
+type attributes struct {
+	traits.Mapper
+	several map[string][]string
+}
+
+func newAttributes(p *Person) ref.Val {
+	one, several := map[string]string{}, map[string][]string{}
+	for name, values := range p.Several {
+		if _, chosen := p.Attributes[name]; !chosen {
+			one[name], several[name] = "", values
+		}
+	}
+	maps.Copy(one, p.Attributes)
+	m := types.NewStringStringMap(types.DefaultTypeAdapter, one)
+	if len(several) == 0 {
+		return m
+	}
+	return attributes{m, several}
+}
+
+func (m attributes) ambiguous(key ref.Val) bool {
+	name, ok := key.(types.String)
+	return ok && m.several[string(name)] != nil
+}
+
+// Find implements [traits.Mapper].
+func (m attributes) Find(key ref.Val) (ref.Val, bool) {
+	if m.ambiguous(key) {
+		return types.WrapErr(errSeveral), false
+	}
+	return m.Mapper.Find(key)
+}
+
+// Get implements [traits.Indexer].
+func (m attributes) Get(key ref.Val) ref.Val {
+	if m.ambiguous(key) {
+		return types.WrapErr(errSeveral)
+	}
+	return m.Mapper.Get(key)
+}
+
+// Contains implements [traits.Container].
+func (m attributes) Contains(key ref.Val) ref.Val {
+	if m.ambiguous(key) {
+		return types.WrapErr(errSeveral)
+	}
+	return m.Mapper.Contains(key)
 }
 
 // provider adds the type of the variable user to CEL's own types.
@@ -69,7 +163,7 @@ func (p provider) FindStructType(name string) (*types.Type, bool) {
 
 func (p provider) FindStructFieldNames(name string) ([]string, bool) {
 	if name == userType {
-		return []string{"id", "email", "attributes"}, true
+		return slices.Sorted(maps.Keys(userFields)), true
 	}
 	return p.Registry.FindStructFieldNames(name)
 }
@@ -192,6 +286,9 @@ var (
 // eval returns the names that the expression yields for a person: at least one, and none of them empty.
 func (p program) eval(x Person) ([]string, error) {
 	out, _, err := p.cel.Eval(map[string]any{"user": &x})
+	if errors.Is(err, errSeveral) {
+		return nil, errSeveral
+	}
 	if err != nil {
 		return nil, errEval
 	}
