@@ -89,7 +89,7 @@ type Directory struct {
 	// File is a static list.
 	File *DirectoryFile `yaml:"file,omitempty"`
 	// LDAP is a directory service.
-	LDAP Later `yaml:"ldap,omitempty"`
+	LDAP *LDAP `yaml:"ldap,omitempty"`
 	// OnMissing says what happens to a user whom the directory does not know: use_given goes on with what the caller
 	// gave, and warns; fail fails the run with NO_IDENTITY. Default: use_given.
 	OnMissing OnMissing `yaml:"on_missing"`

@@ -275,7 +275,6 @@ func TestOneProblem(t *testing.T) {
 		{"LongLease", sound + "store: {postgres: {dsn: x, lease: 1h}}\n", "2: store.postgres.lease: want 3s to 10m"},
 		{"TwoStores", sound + "store: {postgres: {dsn: x}, sqlite: {path: y}}\n", "2: store: want sqlite or postgres, not both"},
 		{"EmptyDirectory", sound + "directory: {}\n", "2: directory: want file or ldap"},
-		{"LDAP", sound + "directory: {ldap: {}}\n", "2: directory.ldap: not supported yet"},
 		{"ClientCA", sound + "listen: {tls: {cert_file: a, key_file: b, client_ca_file: c}}\n", "2: listen.tls.client_ca_file: not supported yet"},
 		{"RetentionUnit", sound + "retention: 2w\n", `2: retention: want a time span`},
 		{"RetentionNumber", sound + "retention: 90\n", `2: retention: want a time span`},

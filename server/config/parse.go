@@ -208,8 +208,13 @@ func (p *parser) directory() {
 	dir := p.config.Directory
 	dir.Where = p.Where(key.Line, "directory")
 	_, file := strictyaml.Lookup(n, "file")
-	_, ldap := strictyaml.Lookup(n, "ldap")
+	ldapKey, ldap := strictyaml.Lookup(n, "ldap")
+	if ldap != nil && dir.LDAP != nil {
+		p.ldap(ldapKey, ldap, dir.LDAP)
+	}
 	switch {
+	case file != nil && ldap != nil:
+		p.Problemf(n.Line, "directory", "want file or ldap, not both")
 	case file != nil && dir.File != nil:
 		p.text(file, "directory.file", "path", dir.File.Path)
 	case file == nil && ldap == nil && n.Kind == yaml.MappingNode:
