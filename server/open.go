@@ -5,7 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"io/fs"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -27,6 +27,8 @@ type Options struct {
 	Logger *slog.Logger
 	// Transport returns what takes the place of the network to a target; nil, or a nil answer, means the network.
 	Transport func(target string) http.RoundTripper
+	// DialDirectory opens connections to the servers of a directory; nil means the network.
+	DialDirectory func(ctx context.Context, network, address string) (net.Conn, error)
 	// Listen opens a listener; nil means [net.ListenConfig]. With port 0 the system chooses one: see [Server.GRPCAddr].
 	Listen func(ctx context.Context, network, address string) (net.Listener, error)
 }
@@ -50,7 +52,10 @@ func Open(ctx context.Context, o Options) (_ *Server, err error) {
 	if err != nil {
 		return nil, err
 	}
-	parts := Parts{Logger: o.Logger, TLS: a.tls}
+	parts := Parts{Logger: o.Logger, TLS: a.tls, Directory: a.directory}
+	if a.directory != nil {
+		opened = append(opened, a.directory.Close)
+	}
 	listen := o.Listen
 	if listen == nil {
 		listen = new(net.ListenConfig).Listen
@@ -114,7 +119,7 @@ func CheckUsernames(c *config.Config) error {
 		t.Groups = nil
 		partial.Targets = append(partial.Targets, t)
 	}
-	_, err := newResolver(&partial)
+	_, err := newResolver(&partial, nil)
 	return err
 }
 
@@ -122,7 +127,9 @@ func CheckUsernames(c *config.Config) error {
 type assembly struct {
 	tls      *tls.Config
 	resolver *identity.Resolver
-	targets  []invalidation.Target
+	// directory is what the resolver asks; nil if it needs no closing.
+	directory io.Closer
+	targets   []invalidation.Target
 }
 
 // assemble reports all problems at once.
@@ -137,8 +144,16 @@ func assemble(o Options) (a assembly, err error) {
 		a.tls, err = t.Load()
 		note(err)
 	}
-	a.resolver, err = newResolver(o.Config)
-	note(err)
+	directory, err := openDirectory(o)
+	if err != nil {
+		note(errors.Join(err, CheckUsernames(o.Config)))
+	} else {
+		a.resolver, err = newResolver(o.Config, directory)
+		note(err)
+	}
+	if closer, ok := directory.(io.Closer); ok {
+		a.directory = closer
+	}
 	for _, t := range o.Config.Targets {
 		var limiter *rate.Limiter
 		if !t.Rate.IsZero() {
@@ -178,20 +193,8 @@ func openTarget(o Options, t config.Target, limiter *rate.Limiter) (adapters.Ada
 }
 
 // newResolver compiles the names of people, providers and groups.
-func newResolver(c *config.Config) (*identity.Resolver, error) {
-	o := identity.Options{}
-	if d := c.Directory; d != nil {
-		o.FailMissing = d.OnMissing == config.Fail
-		file, err := identity.LoadFile(d.File.Path)
-		if err != nil {
-			var unreadable *fs.PathError
-			if errors.As(err, &unreadable) { // what is wrong within the file says where
-				err = fmt.Errorf("%s: %w", d.Where, err)
-			}
-			return nil, errors.Join(err, CheckUsernames(c))
-		}
-		o.Directory = file
-	}
+func newResolver(c *config.Config, directory identity.Directory) (*identity.Resolver, error) {
+	o := identity.Options{Directory: directory, FailMissing: c.Directory != nil && c.Directory.OnMissing == config.Fail}
 	for _, t := range c.Targets {
 		target := identity.Target{
 			Name: t.Name, Type: t.Type, Providers: map[string][]adapters.Provider{}, Groups: map[string]identity.Group{},

@@ -39,6 +39,8 @@ type Parts struct {
 	Engine Engine
 	// Store is closed last; nil if the engine's journal needs no closing.
 	Store io.Closer
+	// Directory is closed after the engine; nil if it needs no closing.
+	Directory io.Closer
 	// The listeners are the server's to close, from [New] on.
 	GRPC, HTTP, Admin net.Listener
 	// TLS protects the gRPC and HTTP listeners; nil means plain text.
@@ -56,6 +58,8 @@ const (
 	// attemptEnd is how long attempts may take to end when they are told to.
 	attemptEnd = 3 * time.Second
 	storeClose = 3 * time.Second
+	// directoryClose is long enough for connections to be told.
+	directoryClose = time.Second
 )
 
 const (
@@ -263,6 +267,11 @@ func (s *Server) shutdown(force context.Context) error {
 	engine := s.step(force, "attempts finish", attemptDrain, func(ctx context.Context) error {
 		return within(ctx, attemptEnd, func() error { return s.parts.Engine.Close(ctx) })
 	})
+	if s.parts.Directory != nil {
+		_ = s.step(context.WithoutCancel(force), "directory closes", directoryClose, func(ctx context.Context) error {
+			return within(ctx, 0, s.parts.Directory.Close)
+		})
+	}
 	var store error
 	if s.parts.Store != nil {
 		store = s.step(context.WithoutCancel(force), "journal closes", storeClose, func(ctx context.Context) error {
