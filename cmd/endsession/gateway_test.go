@@ -90,6 +90,7 @@ func startInProcess(t *testing.T, l *lab, path string, listen func(context.Conte
 	g.srv, err = server.Open(t.Context(), server.Options{
 		Config: conf, Logger: slog.New(slog.NewTextHandler(g.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		Transport: func(target string) http.RoundTripper { return g.sent[target] }, Listen: listen,
+		DialDirectory: l.dial,
 	})
 	if err != nil {
 		t.Fatal(err)

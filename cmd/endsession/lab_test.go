@@ -1,7 +1,9 @@
 package main
 
 import (
+	"context"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -137,6 +139,8 @@ type lab struct {
 	seats   []seat
 	// keys are the current sessions of the seats, by target and label.
 	keys map[[2]string]adapters.SessionKey
+	// dial takes the gateway to its directory, if that is a server.
+	dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
 func newLab() *lab {

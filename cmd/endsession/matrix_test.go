@@ -252,11 +252,16 @@ var matrix = []matrixCase{
 // TestEverySelectorEndsExactlyWhatItMatches makes each call of the matrix through gRPC and through REST, after a preview,
 // and compares who is left with what is written down.
 func TestEverySelectorEndsExactlyWhatItMatches(t *testing.T) {
+	runMatrix(t, newLab, nil)
+}
+
+// runMatrix makes each call of the matrix at a lab of its own, with a configuration that was changed.
+func runMatrix(t *testing.T, make func() *lab, change func(string) string) {
 	for _, c := range matrix {
 		t.Run(c.name, func(t *testing.T) {
-			path := memoryDir(t, nil)
+			path := memoryDir(t, change)
 			synctest.Test(t, func(t *testing.T) {
-				g := startInMemory(t, newLab(), path)
+				g := startInMemory(t, make(), path)
 				for _, transport := range []string{"gRPC", "REST"} {
 					g.lab.signIn()
 					for _, r := range g.sent {
