@@ -18,6 +18,9 @@ type Type struct {
 	// ListsProviders says that a provider given by name and not mapped may be tried with MustBeListed set, under the
 	// types of DefaultProviders.
 	ListsProviders bool
+	// ListsSessions says that the target lists what a selector matches before it ends any of it, whatever the selector, and
+	// that the adapter calls [Vet] in between.
+	ListsSessions bool
 	// NewConfig returns a pointer to a zero configuration of the target, with yaml tags and doc comments; it is decoded
 	// strictly: an unknown key is an error with its line. What stands under a key that ends in _file is a path, and is
 	// handed over relative to the working directory, not to the configuration file's.

@@ -189,7 +189,7 @@ var (
 func checkError(ctx context.Context, err error, bad func(string, ...any)) {
 	var e *adapters.Error
 	switch {
-	case errors.Is(err, errFence), errors.Is(err, errLimit), errors.Is(err, errDead):
+	case errors.Is(err, errFence), errors.Is(err, errLimit), errors.Is(err, errDead), errors.Is(err, errVetting):
 	case errors.As(err, &e):
 		if e.Kind < adapters.Unsupported || e.Kind > adapters.StillAlive {
 			bad("error of unknown kind %d: %v", e.Kind, err)

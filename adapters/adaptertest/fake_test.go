@@ -89,6 +89,7 @@ var fakeType = adapters.Type{
 		adapters.ByUser | adapters.ByGroup, adapters.BySessions, adapters.All,
 	},
 	ListsProviders: true,
+	ListsSessions:  true,
 }
 
 func (a *adapter) Supports(sel adapters.Selector) error {
@@ -241,6 +242,11 @@ func (a *adapter) Invalidate(ctx context.Context, req adapters.Request) (res ada
 		if err != nil {
 			return adapters.Result{}, err
 		}
+		if a.flaw != "does not vet" && a.flaw != "vets too late" {
+			if err := a.vet(ctx, matched); err != nil {
+				return adapters.Result{}, err
+			}
+		}
 		for _, x := range matched {
 			if !slices.Contains(st.Seen, x.ID) {
 				st.Seen = append(st.Seen, x.ID)
@@ -287,6 +293,11 @@ func (a *adapter) Invalidate(ctx context.Context, req adapters.Request) (res ada
 				return res, err
 			}
 		}
+		if a.flaw == "vets too late" {
+			if err := a.vet(ctx, matched); err != nil {
+				return res, err
+			}
+		}
 		if len(st.Seen) > 0 {
 			st.Verify = true
 			res.Pending = st.pending(time.Second)
@@ -324,6 +335,14 @@ func (a *adapter) Invalidate(ctx context.Context, req adapters.Request) (res ada
 		res.Verification = 0
 	}
 	return res, nil
+}
+
+// vet has the sessions vetted that are about to be ended.
+func (a *adapter) vet(ctx context.Context, matched []adapters.Session) error {
+	if a.flaw == "vets only the first" {
+		matched = matched[:min(1, len(matched))]
+	}
+	return adapters.Vet(ctx, matched, false)
 }
 
 func (a *adapter) delete(ctx context.Context, id string) (n int, err error) {
@@ -386,6 +405,11 @@ func (a *adapter) Preview(ctx context.Context, sel adapters.Selector) (adapters.
 	var err error
 	if p.Sessions, err = a.list(ctx, sel); err != nil {
 		return adapters.Preview{}, err
+	}
+	if a.flaw != "does not vet its preview" {
+		if err := adapters.Vet(ctx, p.Sessions, false); err != nil {
+			return adapters.Preview{}, err
+		}
 	}
 	for _, x := range p.Sessions {
 		path := "/sessions/" + url.PathEscape(x.ID)

@@ -47,6 +47,9 @@ func Run(t *testing.T, h Harness) {
 		bubble(t, "DeadlineEndsTheCall/"+d.name, func(t *testing.T) { deadlineEndsTheCall(t, h, d) })
 		bubble(t, "CancellationEndsTheCall/"+d.name, func(t *testing.T) { cancellationEndsTheCall(t, h, d) })
 		bubble(t, "FenceStopsEveryRequestThatEndsSessions/"+d.name, func(t *testing.T) { fenceStops(t, h, d) })
+		if h.Type.ListsSessions {
+			bubble(t, "VettingStopsEveryRequestThatEndsSessions/"+d.name, func(t *testing.T) { vettingStops(t, h, d) })
+		}
 		bubble(t, "StormOfFaultsEndsRight/"+d.name, func(t *testing.T) { storm(t, h, d) })
 		bubble(t, "SessionsThatBeginMeanwhileDoNotHoldTheRunUp/"+d.name, func(t *testing.T) { newcomers(t, h, d) })
 	}

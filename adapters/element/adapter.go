@@ -166,6 +166,9 @@ func (a *Adapter) Preview(ctx context.Context, sel adapters.Selector) (adapters.
 			}
 		}
 	}
+	if err := adapters.Vet(ctx, preview.Sessions, anonymous(preview.Sessions)); err != nil {
+		return adapters.Preview{}, err
+	}
 	if len(preview.Sessions) == 0 {
 		preview.Warnings = append(preview.Warnings, noSessionMatched)
 	}
@@ -353,6 +356,9 @@ func (r *run) step(ctx context.Context, s step) error {
 		}
 		return nil
 	}
+	if err := adapters.Vet(ctx, before, anonymous(before)); err != nil {
+		return err
+	}
 	ended, err := r.deleteMany(ctx, s)
 	if err != nil {
 		return err
@@ -435,6 +441,9 @@ func (r *run) each(ctx context.Context) error {
 		return err
 	}
 	matched := matching(r.sel, all)
+	if err := adapters.Vet(ctx, matched, anonymous(matched)); err != nil {
+		return err
+	}
 	if !r.st.Begun {
 		r.st.Begun = true
 		r.st.Opaque = r.plan.idp && missing(r.sel, all) && hidden(r.sel, all)
@@ -578,6 +587,13 @@ func contains(sessions []adapters.Session, id string) bool {
 }
 
 var uuid = regexp.MustCompile(`(?i)^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$`)
+
+// anonymous reports whether some of the sessions are listed under the random names of an identity provider.
+func anonymous(sessions []adapters.Session) bool {
+	return slices.ContainsFunc(sessions, func(x adapters.Session) bool {
+		return x.Provider.Type == MethodIdp && uuid.MatchString(x.Username)
+	})
+}
 
 // hidden reports whether the cluster lists identity provider sessions under UUIDs that are none of the names asked for,
 // and that the selector's other criteria match: any of them may be the person.

@@ -29,9 +29,10 @@ func Type() adapters.Type {
 			"ldap":  {{Type: MethodLdap}},
 			"saml":  {{Type: MethodIdp}},
 		},
-		NewConfig:    func() adapters.Config { return new(Config) },
-		NewProviders: func() adapters.ProviderMapping { return new(ProviderMapping) },
-		NewGroups:    func() adapters.GroupMapping { return new(GroupMapping) },
+		ListsSessions: true,
+		NewConfig:     func() adapters.Config { return new(Config) },
+		NewProviders:  func() adapters.ProviderMapping { return new(ProviderMapping) },
+		NewGroups:     func() adapters.GroupMapping { return new(GroupMapping) },
 	}
 }
 
