@@ -177,7 +177,7 @@ func (s *Service) CancelInvalidations(
 		CancelledCount:    count(len(sum.Cancelled)),
 		Names:             each(named, nameOf),
 		NamesTruncated:    len(named) < len(sum.Cancelled),
-		NotCancelledCount: count(sum.AlreadyFinal),
+		NotCancelledCount: count(sum.AlreadyFinal + sum.NotAllowed),
 	}, nil
 }
 

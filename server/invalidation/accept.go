@@ -46,11 +46,17 @@ func (e *Engine) accept(ctx context.Context, req Request, retryOf string) (inv I
 		}
 		return Invalidation{}, false, err
 	}
+	if err := e.permit(ctx, RightInvalidate, req.Caller, req.Call, runs); err != nil {
+		return Invalidation{}, false, err
+	}
 	id, err := uuid.NewV7()
 	if err != nil {
 		return Invalidation{}, false, &CallError{Code: Unavailable, Reason: ReasonNotAccepted, Message: "not accepted", Err: err}
 	}
 	inv = Invalidation{ID: id.String(), Revision: 1, Call: req.Call, Caller: req.Caller, RetryOf: retryOf, CreateTime: now, Runs: runs}
+	if !slices.ContainsFunc(runs, unresolved) {
+		inv.Caller.Facts = nil // nobody will ask for them again
+	}
 	inv.State = StateOf(runStates(runs), req.Call.AllowUnsupported)
 	if inv.State.Final() {
 		inv.CompleteTime = now
@@ -106,7 +112,7 @@ func (e *Engine) replay(ctx context.Context, req Request, retryOf string) (Inval
 		return Invalidation{}, false
 	}
 	inv, err := e.store.Replay(ctx, req.Caller, req.RequestID, sum)
-	if err != nil {
+	if err != nil || !e.readable(ctx, req.Caller, inv) {
 		return Invalidation{}, false // unknown, or another call: the refusal stands
 	}
 	changes, unsubscribe := e.hub.subscribe(inv.ID)
@@ -195,6 +201,7 @@ func acceptEvent(inv Invalidation) Event {
 		Target   string             `json:"target"`
 		State    RunState           `json:"state"`
 		Selector *adapters.Selector `json:"selector,omitempty"`
+		Terms    Terms              `json:"terms,omitzero"`
 		Error    *RunError          `json:"error,omitempty"`
 	}
 	data := struct {
@@ -203,7 +210,7 @@ func acceptEvent(inv Invalidation) Event {
 		Runs    []planned `json:"runs"`
 	}{Call: inv.Call, RetryOf: inv.RetryOf}
 	for _, r := range inv.Runs {
-		data.Runs = append(data.Runs, planned{r.Target, r.State, r.Selector, r.Error})
+		data.Runs = append(data.Runs, planned{r.Target, r.State, r.Selector, r.Terms, r.Error})
 	}
 	return Event{Time: inv.CreateTime, Type: "invalidation.accepted", Caller: inv.Caller, InvalidationID: inv.ID, Data: mustJSON(data)}
 }

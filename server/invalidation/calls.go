@@ -51,6 +51,8 @@ type CancelSummary struct {
 	Cancelled []string
 	// AlreadyFinal is how many that carry the label had ended before.
 	AlreadyFinal int
+	// NotAllowed is how many the caller may read and may not cancel.
+	NotAllowed int
 }
 
 // TargetState says whether a target's runs are worked on.

@@ -54,6 +54,8 @@ var errShutdown = errors.New("the gateway is stopping")
 type Options struct {
 	Store    Store
 	Resolver Resolver
+	// Policy says what callers may do; nil means everything.
+	Policy Policy
 	// Targets in the order of the configuration; their names are unique.
 	Targets []Target
 	Logger  *slog.Logger
@@ -74,6 +76,7 @@ type Options struct {
 type Engine struct {
 	store    Store
 	resolver Resolver
+	policy   Policy
 	log      *slog.Logger
 
 	owner          string
@@ -106,7 +109,7 @@ type Engine struct {
 // New returns an engine that is already at work on what the journal holds.
 func New(ctx context.Context, o Options) (*Engine, error) {
 	e := &Engine{
-		store: o.Store, resolver: o.Resolver, log: o.Logger, owner: o.Owner, targets: slices.Clone(o.Targets),
+		store: o.Store, resolver: o.Resolver, policy: o.Policy, log: o.Logger, owner: o.Owner, targets: slices.Clone(o.Targets),
 		leaseLength: o.LeaseLength, pollsPerSecond: o.PollsPerSecond, retention: o.Retention,
 		probeInterval: o.ProbeInterval, probes: make(chan struct{}, probesAtOnce), random: o.Random,
 		workers: map[string]*worker{}, hub: newHub(), news: newNews(), stopped: make(chan struct{}),
@@ -125,6 +128,9 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 	}
 	if e.probeInterval == 0 {
 		e.probeInterval = DefaultProbeInterval
+	}
+	if e.policy == nil {
+		e.policy = anything{}
 	}
 	if e.random == nil {
 		e.random = rand.Float64

@@ -23,6 +23,7 @@ type script struct {
 	mu       sync.Mutex
 	script   func(ctx context.Context, req adapters.Request) (adapters.Result, error)
 	probe    func(ctx context.Context) (adapters.Health, error)
+	preview  func(ctx context.Context) error // nil: all is well
 	underWay int
 	most     int
 	probes   atomic.Int64
@@ -39,7 +40,12 @@ func (s *script) answer(f func(ctx context.Context, req adapters.Request) (adapt
 
 func (s *script) Supports(adapters.Selector) error { return nil }
 
-func (s *script) Preview(context.Context, adapters.Selector) (adapters.Preview, error) {
+func (s *script) Preview(ctx context.Context, _ adapters.Selector) (adapters.Preview, error) {
+	if s.preview != nil {
+		if err := s.preview(ctx); err != nil {
+			return adapters.Preview{}, err
+		}
+	}
 	return adapters.Preview{Summary: []string{"would end sessions"}}, nil
 }
 

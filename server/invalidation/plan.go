@@ -161,9 +161,32 @@ func supports(t Target, sel adapters.Selector) *RunError {
 	return nil
 }
 
-// resolveLate resolves a run whose directory did not answer at acceptance.
+// unresolved reports whether a run waits for its directory.
+func unresolved(r Run) bool { return !r.State.Final() && r.Selector == nil }
+
+// resolveLate resolves a run whose directory did not answer at acceptance. Nothing was sent yet, so what the policy says
+// now counts: of the names that are known only now, and of the call as a whole.
 func (e *Engine) resolveLate(ctx context.Context, t Target, c ClaimedRun, now time.Time) Run {
 	run := c.Run
 	run.NextAttemptTime = now
-	return e.resolve(ctx, t, c.Selector, run, now)
+	run = e.resolve(ctx, t, c.Selector, run, now)
+	if run.Selector == nil {
+		return run
+	}
+	inv, err := e.store.Get(ctx, c.Lease.InvalidationID)
+	if err != nil {
+		e.log.Error("read the invalidation of a run that was resolved", "invalidation", c.Lease.InvalidationID, "error", err)
+		run = c.Run
+		return schedule(run, now, directoryRetry)
+	}
+	inv.Runs[c.Lease.Run] = run
+	terms, err := e.judge(ctx, Question{Right: RightInvalidate, Caller: inv.Caller, Call: &inv.Call, Targets: targetsOf(inv.Runs),
+		Names: names(inv.Runs)})
+	var ce *CallError
+	if errors.As(err, &ce) {
+		run.Selector = nil
+		run.Error = &RunError{Reason: ce.Reason, Message: "the policy does not allow what the names turned out to be; nothing was sent"}
+		return fail(run, now)
+	}
+	return e.brake(run, terms)
 }

@@ -17,15 +17,19 @@ import (
 func (e *Engine) Get(ctx context.Context, caller Caller, id string, wait time.Duration) (Invalidation, error) {
 	changes, unsubscribe := e.hub.subscribe(id)
 	defer unsubscribe()
-	inv, err := e.read(ctx, id)
+	inv, err := e.read(ctx, caller, id)
 	if err != nil {
 		return Invalidation{}, err
 	}
 	return e.wait(ctx, inv, wait, changes), nil
 }
 
-func (e *Engine) read(ctx context.Context, id string) (Invalidation, error) {
+// read returns an invalidation that the caller may know of; what it may not is not found.
+func (e *Engine) read(ctx context.Context, caller Caller, id string) (Invalidation, error) {
 	inv, err := e.store.Get(ctx, id)
+	if err == nil && !e.readable(ctx, caller, inv) {
+		err = ErrNotFound
+	}
 	if err != nil {
 		return Invalidation{}, readError(err, id)
 	}
@@ -45,6 +49,10 @@ func readError(err error, id string) error {
 
 // List returns a page of invalidations, newest first, and whether there are more.
 func (e *Engine) List(ctx context.Context, caller Caller, q Query) ([]Invalidation, bool, error) {
+	q, err := e.readScope(ctx, caller, q)
+	if err != nil {
+		return nil, false, err
+	}
 	invs, more, err := e.store.List(ctx, q)
 	if err != nil {
 		return nil, false, readError(err, "")
@@ -63,7 +71,7 @@ func (e *Engine) Watch(ctx context.Context, caller Caller, id string) iter.Seq2[
 		var seen int64
 		repeat := false
 		for {
-			inv, err := e.read(ctx, id)
+			inv, err := e.read(ctx, caller, id)
 			if err != nil {
 				yield(Invalidation{}, err)
 				return
@@ -90,6 +98,18 @@ func (e *Engine) Watch(ctx context.Context, caller Caller, id string) iter.Seq2[
 // Cancel ends what is not final of an invalidation. Attempts under way are broken off; if something may have been sent,
 // their runs say so.
 func (e *Engine) Cancel(ctx context.Context, caller Caller, id string) (Invalidation, error) {
+	inv, err := e.read(ctx, caller, id)
+	if err != nil {
+		return Invalidation{}, err
+	}
+	if _, err := e.judge(ctx, about(RightCancel, caller, inv)); err != nil {
+		return Invalidation{}, err
+	}
+	return e.cancel(ctx, caller, id)
+}
+
+// cancel does what the caller may.
+func (e *Engine) cancel(ctx context.Context, caller Caller, id string) (Invalidation, error) {
 	now := e.now()
 	jctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), journalTimeout)
 	defer cancel()
@@ -110,17 +130,22 @@ func (e *Engine) Cancel(ctx context.Context, caller Caller, id string) (Invalida
 // cancelAtOnce is how many invalidations a cancellation by label works on at a time: they share the journal's commits.
 const cancelAtOnce = 32
 
-// CancelByLabel cancels every unfinished invalidation that carries the label. If it ends early, with the caller's
+// CancelByLabel cancels every unfinished invalidation that carries the label, of those that the caller may read and
+// cancel; if there are some that it may read only, they are counted. If it ends early, with the caller's
 // deadline, what it has cancelled stays so; it can be repeated.
 func (e *Engine) CancelByLabel(ctx context.Context, caller Caller, key, value string) (CancelSummary, error) {
 	var sum CancelSummary
-	q := Query{Labels: map[string]string{key: value}, Limit: 500}
+	q, err := e.readScope(ctx, caller, Query{Labels: map[string]string{key: value}, Limit: 500})
+	if err != nil {
+		return sum, err
+	}
+	var refusal error
 	for {
 		invs, more, err := e.store.List(ctx, q)
 		if err != nil {
 			return sum, readError(err, "")
 		}
-		cancelled := make([]bool, len(invs))
+		cancelled, denied := make([]bool, len(invs)), make([]error, len(invs))
 		group, gctx := errgroup.WithContext(ctx)
 		group.SetLimit(cancelAtOnce)
 		for i, inv := range invs {
@@ -132,7 +157,10 @@ func (e *Engine) CancelByLabel(ctx context.Context, caller Caller, key, value st
 				if gctx.Err() != nil {
 					return gctx.Err()
 				}
-				_, err := e.Cancel(gctx, caller, inv.ID)
+				if _, denied[i] = e.judge(gctx, about(RightCancel, caller, inv)); denied[i] != nil {
+					return nil
+				}
+				_, err := e.cancel(gctx, caller, inv.ID)
 				var ce *CallError
 				if errors.As(err, &ce) && (ce.Code == FailedPrecondition || ce.Code == NotFound) {
 					return nil // it has ended meanwhile
@@ -143,11 +171,18 @@ func (e *Engine) CancelByLabel(ctx context.Context, caller Caller, key, value st
 		}
 		err = group.Wait()
 		for i, inv := range invs {
-			if cancelled[i] {
+			switch {
+			case cancelled[i]:
 				sum.Cancelled = append(sum.Cancelled, inv.ID)
-			} else if err == nil {
+			case denied[i] != nil:
+				sum.NotAllowed++
+				refusal = denied[i]
+			case err == nil:
 				sum.AlreadyFinal++
 			}
+		}
+		if err == nil && (!more || len(invs) == 0) && len(sum.Cancelled) == 0 && sum.AlreadyFinal == 0 {
+			err = refusal // there is nothing else to tell
 		}
 		if err != nil || !more || len(invs) == 0 {
 			return sum, err
@@ -158,8 +193,11 @@ func (e *Engine) CancelByLabel(ctx context.Context, caller Caller, key, value st
 // Retry makes a new invalidation for the targets at which the old one failed. It is resolved, checked and
 // confirmed like any other.
 func (e *Engine) Retry(ctx context.Context, req RetryRequest) (inv Invalidation, replayed bool, err error) {
-	old, err := e.read(ctx, req.ID)
+	old, err := e.read(ctx, req.Caller, req.ID)
 	if err != nil {
+		return Invalidation{}, false, err
+	}
+	if _, err := e.judge(ctx, about(RightRetry, req.Caller, old)); err != nil {
 		return Invalidation{}, false, err
 	}
 	if !old.State.Final() {
@@ -208,6 +246,9 @@ func (e *Engine) Preview(ctx context.Context, caller Caller, call Call) ([]Targe
 	if err != nil {
 		return nil, err
 	}
+	if err := e.permit(ctx, RightPreview, caller, call, runs); err != nil {
+		return nil, err
+	}
 	if err := e.audit(ctx, Event{Time: now, Type: "invalidation.previewed", Caller: caller, Data: mustJSON(struct {
 		Call Call `json:"call"`
 	}{call})}); err != nil {
@@ -237,7 +278,7 @@ func (e *Engine) preview(ctx context.Context, r Run) TargetPreview {
 		return p
 	}
 	defer w.free()
-	got, err := w.target.Adapter.Preview(ctx, *r.Selector)
+	got, err := w.target.Adapter.Preview(adapters.WithVetting(ctx, e.vetting(r)), *r.Selector)
 	if err != nil {
 		p.Err, p.Unsupported = previewError(err)
 		return p
@@ -270,6 +311,9 @@ func (e *Engine) audit(ctx context.Context, events ...Event) error {
 
 // Targets returns the configured targets and what is known of them.
 func (e *Engine) Targets(ctx context.Context, caller Caller) ([]TargetStatus, error) {
+	if _, err := e.judge(ctx, Question{Right: RightListTargets, Caller: caller}); err != nil {
+		return nil, err
+	}
 	var all []TargetStatus
 	for _, t := range e.targets {
 		all = append(all, e.workers[t.Name].status())
@@ -292,8 +336,11 @@ func (w *worker) status() TargetStatus {
 	return s
 }
 
-// worker returns a configured target's worker.
-func (e *Engine) worker(target string) (*worker, error) {
+// worker returns a configured target's worker, to do something that the caller may.
+func (e *Engine) worker(ctx context.Context, right Right, caller Caller, target string) (*worker, error) {
+	if _, err := e.judge(ctx, Question{Right: right, Caller: caller, Targets: []string{target}}); err != nil {
+		return nil, err
+	}
 	if !e.configured(target) {
 		return nil, &CallError{Code: NotFound, Reason: ReasonUnknownTarget, Message: fmt.Sprintf("there is no target %q", target)}
 	}
@@ -303,7 +350,7 @@ func (e *Engine) worker(target string) (*worker, error) {
 // CheckTarget probes a target, also one that is paused or parked; it ends nothing. Calls that come while a probe is under
 // way share what it finds.
 func (e *Engine) CheckTarget(ctx context.Context, caller Caller, target string) (adapters.Health, error) {
-	w, err := e.worker(target)
+	w, err := e.worker(ctx, RightCheck, caller, target)
 	if err != nil {
 		return adapters.Health{}, err
 	}
@@ -315,7 +362,7 @@ func (e *Engine) CheckTarget(ctx context.Context, caller Caller, target string) 
 
 // PauseTarget makes a target's runs wait. Attempts under way stop before the next request that would change something.
 func (e *Engine) PauseTarget(ctx context.Context, caller Caller, target, reason string) (TargetStatus, error) {
-	w, err := e.worker(target)
+	w, err := e.worker(ctx, RightPause, caller, target)
 	if err != nil {
 		return TargetStatus{}, err
 	}
@@ -336,7 +383,7 @@ func (e *Engine) PauseTarget(ctx context.Context, caller Caller, target, reason 
 
 // ResumeTarget ends a pause, and lets a parked target be tried at once.
 func (e *Engine) ResumeTarget(ctx context.Context, caller Caller, target string) (TargetStatus, error) {
-	w, err := e.worker(target)
+	w, err := e.worker(ctx, RightPause, caller, target)
 	if err != nil {
 		return TargetStatus{}, err
 	}

@@ -324,7 +324,7 @@ func (w *worker) attempt(ctx context.Context, own *ownership, c ClaimedRun, run 
 		sent.Store(true)
 		return nil
 	})
-	res, err := w.invalidate(fenced, adapters.Request{Selector: *run.Selector, Resume: run.Resume, MayHaveSent: run.CountIsMinimum || c.Lost})
+	res, err := w.invalidate(adapters.WithVetting(fenced, w.e.vetting(run)), adapters.Request{Selector: *run.Selector, Resume: run.Resume, MayHaveSent: run.CountIsMinimum || c.Lost})
 	a := attempt{result: res, err: err, sent: sent.Load(), at: w.e.now()}
 	switch {
 	case err != nil && errors.Is(context.Cause(ctx), errLost):
