@@ -32,6 +32,7 @@ var layers = []layer{
 	{"server/identity", []string{"server/config/strictyaml", "server/invalidation", "adapters", "adapters/secret"}, "resolves names for the engine, which knows it as an interface"},
 	{"server/identity/ldap/slapdtest", nil, "a real server: it must not share code with the client that it judges"},
 	{"server/identity/ldap", []string{"server/identity", "adapters/secret"}, "a directory of people; how a target calls them is no business of it"},
+	{"server/policy", []string{"server/config/strictyaml", "server/invalidation", "adapters"}, "judges for the engine, which knows it as an interface"},
 	{"server/store/storetest", []string{"server/invalidation", "adapters"}, "holds every store to the engine's interface"},
 	{"server/store/...", []string{"server/invalidation", "adapters", "adapters/secret"}, "a store implements the engine's interface; no store knows another"},
 	{"server/invalidation", []string{"adapters"}, "the heart: it knows targets, journal and names only as interfaces"},

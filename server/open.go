@@ -17,6 +17,7 @@ import (
 	"github.com/endsession/endsession/server/config"
 	"github.com/endsession/endsession/server/identity"
 	"github.com/endsession/endsession/server/invalidation"
+	"github.com/endsession/endsession/server/policy"
 	"github.com/endsession/endsession/server/store/postgres"
 	"github.com/endsession/endsession/server/store/sqlite"
 )
@@ -51,6 +52,9 @@ func Open(ctx context.Context, o Options) (_ *Server, err error) {
 	a, err := assemble(o)
 	if err != nil {
 		return nil, err
+	}
+	for _, w := range a.policy.Warnings() {
+		o.Logger.WarnContext(ctx, "configuration: "+w)
 	}
 	parts := Parts{Logger: o.Logger, TLS: a.tls, Directory: a.directory}
 	if a.directory != nil {
@@ -104,16 +108,25 @@ func openStore(ctx context.Context, o Options) (invalidation.Store, error) {
 	return sqlite.Open(ctx, sqlite.Options{Path: o.Config.Store.SQLite.Path, Logger: o.Logger})
 }
 
-// Check reports what would keep a configuration that is well-formed from being used: names that do not compile,
-// certificates and directories that cannot be read. It opens nothing and reaches nobody.
-func Check(c *config.Config) error {
-	_, err := assemble(Options{Config: c, Logger: slog.New(slog.DiscardHandler)})
-	return err
+// Check reports what would keep a configuration that is well-formed from being used: names and rules that do not
+// compile, certificates and directories that cannot be read. It opens nothing and reaches nobody. The warnings, beside
+// those that the configuration holds, are about what is allowed and unwise.
+func Check(c *config.Config) (warnings []string, err error) {
+	a, err := assemble(Options{Config: c, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		return nil, err
+	}
+	return a.policy.Warnings(), nil
 }
 
-// CheckUsernames compiles the user names of a configuration that is otherwise wrong, so that whoever mends it sees all
-// problems at once. What names do with groups and directories is left to [Check].
-func CheckUsernames(c *config.Config) error {
+// CheckExpressions compiles the user names and the rules of a configuration that is otherwise wrong, so that whoever
+// mends it sees all problems at once. What names do with groups and directories is left to [Check].
+func CheckExpressions(c *config.Config) error {
+	_, err := newPolicy(c)
+	return errors.Join(checkUsernames(c), err)
+}
+
+func checkUsernames(c *config.Config) error {
 	partial := config.Config{}
 	for _, t := range c.Targets {
 		t.Groups = nil
@@ -127,6 +140,7 @@ func CheckUsernames(c *config.Config) error {
 type assembly struct {
 	tls      *tls.Config
 	resolver *identity.Resolver
+	policy   *policy.Policy
 	// directory is what the resolver asks; nil if it needs no closing.
 	directory io.Closer
 	targets   []invalidation.Target
@@ -146,7 +160,7 @@ func assemble(o Options) (a assembly, err error) {
 	}
 	directory, err := openDirectory(o)
 	if err != nil {
-		note(errors.Join(err, CheckUsernames(o.Config)))
+		note(errors.Join(err, checkUsernames(o.Config)))
 	} else {
 		a.resolver, err = newResolver(o.Config, directory)
 		note(err)
@@ -154,6 +168,8 @@ func assemble(o Options) (a assembly, err error) {
 	if closer, ok := directory.(io.Closer); ok {
 		a.directory = closer
 	}
+	a.policy, err = newPolicy(o.Config)
+	note(err)
 	for _, t := range o.Config.Targets {
 		var limiter *rate.Limiter
 		if !t.Rate.IsZero() {

@@ -406,7 +406,7 @@ targets:
     desk: { url: "" }
     usernames: ["user."]
 `)
-	err := server.Check(c)
+	_, err := server.Check(c)
 	if err == nil {
 		t.Fatal("nothing is reported")
 	}
@@ -415,7 +415,7 @@ targets:
 			t.Errorf("%q is not reported in:\n%v", want, err)
 		}
 	}
-	if err := server.Check(parse(t, t.TempDir(), deskYAML)); err != nil {
+	if _, err := server.Check(parse(t, t.TempDir(), deskYAML)); err != nil {
 		t.Errorf("a sound configuration: %v", err)
 	}
 }

@@ -27,13 +27,14 @@ func newConfigCheck() *cobra.Command {
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			conf, err := loadConfig(args[0])
+			var warnings []string
 			if err == nil {
-				err = server.Check(conf)
+				warnings, err = server.Check(conf)
 			}
 			if err != nil {
 				return &exitError{exitFailed, err}
 			}
-			for _, w := range conf.Warnings {
+			for _, w := range append(conf.Warnings, warnings...) {
 				fmt.Fprintln(cmd.ErrOrStderr(), "warning: "+w)
 			}
 			return conf.Effective(cmd.OutOrStdout())
@@ -45,7 +46,7 @@ func newConfigCheck() *cobra.Command {
 func loadConfig(path string) (*config.Config, error) {
 	conf, err := config.Load(path, registry())
 	if err != nil && conf != nil {
-		err = errors.Join(err, server.CheckUsernames(conf))
+		err = errors.Join(err, server.CheckExpressions(conf))
 	}
 	return conf, err
 }

@@ -15,10 +15,12 @@ type Config struct {
 	Store Store `yaml:"store"`
 	// Auth says how callers prove who they are.
 	Auth Later `yaml:"auth,omitempty"`
-	// Policy says what callers may do.
-	Policy Later `yaml:"policy,omitempty"`
-	// Protected names people whose sessions are never ended.
-	Protected Later `yaml:"protected,omitempty"`
+	// Policy says what callers may do. Absent: everything, as long as nobody is asked who they are; otherwise nothing.
+	Policy []Rule `yaml:"policy,omitempty"`
+	// Protected names people whose sessions are ended nowhere, unless a rule of the policy says so.
+	Protected *Protected `yaml:"protected,omitempty"`
+	// Limits bound what each caller may do. Absent: nothing does.
+	Limits *Limits `yaml:"limits,omitempty"`
 	// Directory knows people's attributes and the members of groups. Absent: there is none.
 	Directory *Directory `yaml:"directory,omitempty"`
 	// Retention is how long finished invalidations are kept. Default: 90d.
@@ -133,8 +135,9 @@ type Target struct {
 	Rate Rate `yaml:"rate,omitempty"`
 	// RetryFor is how long failed runs are retried at most. Default: 24h for users and sessions, 15m for broad selectors.
 	RetryFor Duration `yaml:"retry_for,omitempty"`
-	// Protected names people whose sessions at this target are never ended.
-	Protected Later `yaml:"protected,omitempty"`
+	// Protected names people, by their names at this target, whose sessions there are not ended, unless a rule of the
+	// policy says so. The gateway's own account is always among them.
+	Protected *Protected `yaml:"protected,omitempty"`
 
 	// Kind is the key that the target's own part stands under, Type what the registry has under it.
 	Kind string        `yaml:"-"`

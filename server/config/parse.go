@@ -90,6 +90,9 @@ func (p *parser) parse() {
 	p.store()
 	p.directory()
 	p.checkInterval()
+	p.policy()
+	p.protected(p.Root(), "", p.config.Protected)
+	p.limits()
 	p.targets()
 }
 
@@ -263,6 +266,7 @@ func (p *parser) target(t *Target, names map[string]int) (usable bool) {
 	p.name(t, names)
 	p.concurrency(t)
 	p.usernames(t)
+	p.protected(n, path, t.Protected)
 
 	switch len(keys) {
 	case 0:
