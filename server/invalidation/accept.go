@@ -49,6 +49,19 @@ func (e *Engine) accept(ctx context.Context, req Request, retryOf string) (inv I
 	if err := e.permit(ctx, RightInvalidate, req.Caller, req.Call, runs); err != nil {
 		return Invalidation{}, false, err
 	}
+	open := 0
+	for _, r := range runs {
+		if !r.State.Final() {
+			open++
+		}
+	}
+	if open > 0 && !e.backlog.admit(open) {
+		if inv, ok := e.replay(ctx, req, retryOf); ok {
+			return inv, true, nil
+		}
+		return Invalidation{}, false, &CallError{Code: Exhausted, Reason: ReasonOverloaded,
+			Message: "too many runs are unfinished", RetryDelay: backlogInterval}
+	}
 	id, err := uuid.NewV7()
 	if err != nil {
 		return Invalidation{}, false, &CallError{Code: Unavailable, Reason: ReasonNotAccepted, Message: "not accepted", Err: err}

@@ -66,6 +66,8 @@ type Options struct {
 	PollsPerSecond float64
 	MaxCalls       int
 	Retention      time.Duration
+	// MaxUnfinished is how many runs may be unfinished before no more are accepted; zero means the default.
+	MaxUnfinished int
 	// ProbeInterval is how often every target is probed, give or take a tenth. Zero means the default, less never.
 	ProbeInterval time.Duration
 	// Random makes the jitter; nil means math/rand.
@@ -91,6 +93,7 @@ type Engine struct {
 	hub     *hub
 	news    *news
 	calls   *semaphore.Weighted
+	backlog backlog
 	probes  chan struct{} // one place for each probe that nobody asked for
 	skew    atomic.Int64  // the store's clock minus ours
 
@@ -156,7 +159,11 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 	if err := e.loadPauses(ctx); err != nil {
 		return nil, fmt.Errorf("read the paused targets: %w", err)
 	}
-	unfinished, err := e.store.Unfinished(ctx)
+	e.backlog.limit = int64(o.MaxUnfinished)
+	if e.backlog.limit == 0 {
+		e.backlog.limit = DefaultMaxUnfinished
+	}
+	unfinished, err := e.refreshBacklog(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("count unfinished runs: %w", err)
 	}
@@ -187,6 +194,7 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 		e.loops.Go(func() { e.pickUp(loopCtx) })
 	}
 	e.loops.Go(func() { e.pruneLoop(loopCtx) })
+	e.loops.Go(func() { e.followBacklog(loopCtx) })
 	return e, nil
 }
 

@@ -823,6 +823,53 @@ func TestTooManyCallsAtOnceAreRefused(t *testing.T) {
 	})
 }
 
+func TestNoMoreIsAcceptedThanCanWait(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f := newFixture(t, "apm", "kibana")
+		f.options.MaxUnfinished = 4
+		f.start(nil)
+		defer f.stop(time.Minute)
+		for _, target := range []string{"apm", "kibana"} {
+			if _, err := f.engine.PauseTarget(t.Context(), caller, target, ""); err != nil {
+				t.Fatal(err)
+			}
+		}
+		first := invalidation.Request{Caller: caller, Call: user("alice"), RequestID: "a"}
+		waiting, _, err := f.engine.Invalidate(t.Context(), first)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.invalidate(user("bob"), 0)
+		refused := func() {
+			t.Helper()
+			before := len(f.events())
+			_, _, err := f.engine.Invalidate(t.Context(), invalidation.Request{Caller: caller, Call: user("carol")})
+			if ce := wantCallError(t, err, invalidation.Exhausted, invalidation.ReasonOverloaded); ce.RetryDelay <= 0 {
+				t.Errorf("the caller is told to come back after %v", ce.RetryDelay)
+			}
+			if n := len(f.events()); n != before {
+				t.Errorf("%d events were journalled", n-before)
+			}
+		}
+		refused()
+		if inv, replayed, err := f.engine.Invalidate(t.Context(), first); err != nil || !replayed || inv.ID != waiting.ID {
+			t.Errorf("a repeated call: %v, replayed %t; want the invalidation there is", err, replayed)
+		}
+		f.invalidate(user("nobody"), 0) // nothing is left to do of it
+		sleep(time.Minute)
+		refused() // not counted twice, nor forgotten
+		if _, err := f.engine.Cancel(t.Context(), caller, waiting.ID); err != nil {
+			t.Fatal(err)
+		}
+		sleep(time.Minute)
+		f.invalidate(user("carol"), 0)
+		refused()
+		f.crash()
+		f.start(nil)
+		refused()
+	})
+}
+
 func TestWatchSeesTheFinalState(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		f := newFixture(t, "apm", "kibana")
