@@ -79,4 +79,13 @@ type Deps struct {
 	Logger *slog.Logger
 	// Limit waits until one more upstream request may be sent; nil means no limit.
 	Limit func(context.Context) error
+	// Mapped are the target's own providers and groups that the configuration maps others to. A probe looks them up: a
+	// name that the target does not know ends nothing, and may look like success.
+	Mapped Mapped
+}
+
+// Mapped is what a target's configuration maps providers and groups to, each once.
+type Mapped struct {
+	Providers []Provider
+	Groups    []Group
 }

@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
+	"slices"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -198,7 +200,7 @@ func assemble(o Options) (a assembly, err error) {
 }
 
 func openTarget(o Options, t config.Target, limiter *rate.Limiter) (adapters.Adapter, error) {
-	deps := adapters.Deps{Target: t.Name, Logger: o.Logger.With("target", t.Name)}
+	deps := adapters.Deps{Target: t.Name, Logger: o.Logger.With("target", t.Name), Mapped: mapped(t)}
 	if o.Transport != nil {
 		deps.Transport = o.Transport(t.Name)
 	}
@@ -206,6 +208,25 @@ func openTarget(o Options, t config.Target, limiter *rate.Limiter) (adapters.Ada
 		deps.Limit = limiter.Wait
 	}
 	return t.Config.Open(deps)
+}
+
+// mapped collects what providers and groups are mapped to, in the order of their names.
+func mapped(t config.Target) (m adapters.Mapped) {
+	for _, name := range slices.Sorted(maps.Keys(t.Providers)) {
+		for _, p := range t.Providers[name].Providers {
+			if !slices.Contains(m.Providers, p) {
+				m.Providers = append(m.Providers, p)
+			}
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(t.Groups)) {
+		for _, g := range t.Groups[name].Groups {
+			if !slices.Contains(m.Groups, g) {
+				m.Groups = append(m.Groups, g)
+			}
+		}
+	}
+	return m
 }
 
 // newResolver compiles the names of people, providers and groups.

@@ -19,6 +19,7 @@ type Adapter struct {
 	client    *client
 	http      *httpclient.Client
 	reach     reach
+	mapped    Scope
 	log       *slog.Logger
 	inventory inventoryCache
 }
@@ -35,7 +36,7 @@ func open(conf Config, deps adapters.Deps) (*Adapter, error) {
 		return nil, err
 	}
 	return &Adapter{
-		client: newClient(h, conf), http: h, reach: conf.reach(), log: deps.Logger,
+		client: newClient(h, conf), http: h, reach: conf.reach(), mapped: mappedScope(deps.Mapped), log: deps.Logger,
 		inventory: inventoryCache{turns: newTurns()},
 	}, nil
 }

@@ -68,11 +68,15 @@ func withToken(call httpclient.Call, token secret.String) httpclient.Call {
 	return call
 }
 
-// check logs in anew, so that a probe tells about the password and not about a token.
+// check logs in anew, so that a probe tells about the password and not about a token. The token that runs use is kept
+// unless the password is refused.
 func (c *client) check(ctx context.Context) error {
 	return c.turns.take(ctx, func() bool { return false }, func() error {
-		c.forget()
-		return c.login(ctx)
+		err := c.login(ctx)
+		if adapters.KindOf(err) == adapters.Credentials {
+			c.forget()
+		}
+		return err
 	})
 }
 
@@ -182,7 +186,7 @@ func (c *client) loginLink(ctx context.Context) (string, error) {
 	if u, err := url.Parse(name); err == nil && u.Scheme != "" && u.Host != "" {
 		return name, nil
 	}
-	info, err := c.info(ctx)
+	info, _, err := c.info(ctx)
 	if err != nil {
 		return "", err
 	}
@@ -206,11 +210,10 @@ func providers(n int) string {
 }
 
 // info asks what BIG-IQ says of itself to anybody.
-func (c *client) info(ctx context.Context) (infoReply, error) {
-	var info infoReply
-	reply, err := c.http.Do(ctx, get(pathInfo, ""))
+func (c *client) info(ctx context.Context) (info infoReply, reply httpclient.Reply, err error) {
+	reply, err = c.http.Do(ctx, get(pathInfo, ""))
 	if err == nil {
 		err = reply.Decode(&info)
 	}
-	return info, err
+	return info, reply, err
 }

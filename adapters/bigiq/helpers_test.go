@@ -39,6 +39,7 @@ type target struct {
 	conf   *bigiq.Config
 	faults *emulator.Faults
 	sent   *emulator.Recorder
+	mapped adapters.Mapped
 }
 
 func newTarget(t testing.TB, o bigiqtest.Options, change ...func(*bigiq.Config)) *target {
@@ -57,7 +58,7 @@ func newTarget(t testing.TB, o bigiqtest.Options, change ...func(*bigiq.Config))
 // reopen is what a new process does.
 func (x *target) reopen(t testing.TB) {
 	t.Helper()
-	a, err := x.conf.Open(adapters.Deps{Target: "apm", Transport: x.sent, Logger: slog.New(slog.DiscardHandler)})
+	a, err := x.conf.Open(adapters.Deps{Target: "apm", Transport: x.sent, Logger: slog.New(slog.DiscardHandler), Mapped: x.mapped})
 	if err != nil {
 		t.Fatalf("open: %v", err)
 	}

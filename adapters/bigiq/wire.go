@@ -23,6 +23,7 @@ const (
 	pathTasks    = "/mgmt/cm/access/tasks/kill-sessions"
 	pathDevices  = "/mgmt/cm/system/machineid-resolver"
 	pathGroups   = "/mgmt/shared/resolver/device-groups/"
+	pathSelf     = "/mgmt/shared/resolver/device-groups/cm-shared-all-big-iqs/devices"
 )
 
 // Queries, as the guides print them. The $ stays literal: url.Values would escape it, and nobody says that BIG-IQ
@@ -31,6 +32,7 @@ const (
 	queryGroups = "$filter='properties/cm:access:access_group'+eq+'true'&$select=groupName,displayName"
 	queryTask   = "$select=status,result,resultDetails,errorMessage"
 	queryProbe  = "$top=1&$select=id,status"
+	querySelf   = "$select=version"
 )
 
 const headerToken = "X-F5-Auth-Token"
@@ -358,6 +360,20 @@ func decodeAccessGroups(r httpclient.Reply) ([]string, error) {
 		}
 	}
 	return names, nil
+}
+
+// decodeSelf reads the version of the BIG-IQs that stand for themselves; empty if none tells. F5's own clients take the
+// first, too.
+func decodeSelf(r httpclient.Reply) string {
+	var list struct {
+		Items []struct {
+			Version string `json:"version"`
+		} `json:"items"`
+	}
+	if r.Decode(&list) != nil || len(list.Items) == 0 {
+		return ""
+	}
+	return list.Items[0].Version
 }
 
 // infoReply is what BIG-IQ says of itself without credentials.

@@ -17,6 +17,8 @@ type Device struct {
 	Passive bool
 	// NoAccess: BIG-IQ has not discovered the Access service. NotImported: it has not imported the configuration.
 	NoAccess, NotImported bool
+	// State is that of the trust. Default: ACTIVE.
+	State string
 	// Unreachable devices make tasks fail.
 	Unreachable bool
 }

@@ -22,6 +22,8 @@ type Options struct {
 	Username, Password string
 	// Provider is the name of the authentication provider that knows the account. Default: the local one.
 	Provider string
+	// Version is BIG-IQ's own. Default: 7.1.0.
+	Version string
 	// Devices are what BIG-IQ manages. Default: [Lab].
 	Devices []Device
 	// TaskTime is how long a task takes. Default: 150 ms, as in the samples.
@@ -41,6 +43,8 @@ type Quirks struct {
 	NoAccessService bool
 	// TokenCap refuses logins with 400 while this many tokens are alive; 0: no limit.
 	TokenCap int
+	// SilentInfo leaves the version out of what BIG-IQ tells anybody.
+	SilentInfo bool
 	// OneL writes CANCELED for CANCELLED.
 	OneL bool
 	// Collections wraps the answers to POST and to the poll of one task into a collection, as the reference has it.
@@ -97,6 +101,7 @@ type Server struct {
 func New(o Options) *Server {
 	o.Username = cmp.Or(o.Username, "svc-endsession")
 	o.Password = cmp.Or(o.Password, "bigiq-password")
+	o.Version = cmp.Or(o.Version, "7.1.0")
 	o.TaskTime = cmp.Or(o.TaskTime, 150*time.Millisecond)
 	o.TokenLife = cmp.Or(o.TokenLife, 5*time.Minute)
 	if o.Devices == nil {
@@ -113,6 +118,7 @@ func New(o Options) *Server {
 	s.mux.HandleFunc("GET /mgmt/cm/system/machineid-resolver", s.guarded(s.listDevices))
 	s.mux.HandleFunc("GET /mgmt/cm/system/machineid-resolver/{id}", s.guarded(s.getDevice))
 	s.mux.HandleFunc("GET /mgmt/shared/resolver/device-groups/{$}", s.guarded(s.listGroups))
+	s.mux.HandleFunc("GET /mgmt/shared/resolver/device-groups/cm-shared-all-big-iqs/devices", s.guarded(s.listSelf))
 	s.mux.HandleFunc("POST "+pathTasks, s.guarded(s.createTask))
 	s.mux.HandleFunc("GET "+pathTasks, s.guarded(s.listTasks))
 	s.mux.HandleFunc("GET "+pathTasks+"/{id}", s.guarded(s.getTask))
@@ -265,7 +271,20 @@ func (s *Server) info(w http.ResponseWriter, _ *http.Request) {
 	if s.opts.Provider != "" {
 		providers = append(providers, provider{s.opts.Provider, s.providerLink()})
 	}
-	emulator.WriteJSON(w, http.StatusOK, map[string]any{"product": "BIG-IQ", "version": "7.1.0", "providers": providers})
+	s.mu.Lock()
+	silent := s.quirks.SilentInfo
+	s.mu.Unlock()
+	doc := map[string]any{"product": "BIG-IQ", "version": s.opts.Version, "providers": providers}
+	if silent {
+		delete(doc, "version")
+	}
+	emulator.WriteJSON(w, http.StatusOK, doc)
+}
+
+// listSelf lists the BIG-IQs that make the system up (public F5 client code reads items[0].version from here).
+func (s *Server) listSelf(w http.ResponseWriter, r *http.Request) {
+	self := map[string]any{"product": "BIG-IQ", "version": s.opts.Version, "hostname": "bigiq.example", "state": "ACTIVE"}
+	emulator.WriteJSON(w, http.StatusOK, map[string]any{"items": []any{selected(self, query(r))}, "generation": 3, "lastUpdateMicros": 0})
 }
 
 // login makes a token. The document shows username, loginReference, loginProviderName, token and refreshToken.
@@ -471,7 +490,7 @@ func (d Device) document() map[string]any {
 	}
 	properties["cm:gui:module"] = modules
 	return map[string]any{
-		"uuid": d.MachineID, "machineId": d.MachineID, "deviceUri": "https://" + d.Address + ":443", "state": "ACTIVE",
+		"uuid": d.MachineID, "machineId": d.MachineID, "deviceUri": "https://" + d.Address + ":443", "state": cmp.Or(d.State, "ACTIVE"),
 		"address": d.Address, "httpsPort": 443, "hostname": d.Hostname, "version": "12.1.0", "product": "BIG-IP",
 		"managementAddress": d.Address, "properties": properties,
 		// Not the cluster the guides speak of: it is false in their sample of a unit of BlueCluster.
