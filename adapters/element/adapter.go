@@ -20,9 +20,9 @@ import (
 
 // Adapter ends sessions of one cluster.
 type Adapter struct {
-	rpc       *client
-	log       *slog.Logger
-	encrypted bool
+	rpc    *client
+	log    *slog.Logger
+	mapped adapters.Mapped
 
 	mu sync.Mutex
 	// proven is when the account was last seen to be an administrator.
@@ -37,7 +37,7 @@ func New(c Config, deps adapters.Deps) (*Adapter, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Adapter{rpc: rpc, log: deps.Logger, encrypted: strings.HasPrefix(c.Endpoint(), "https:")}, nil
+	return &Adapter{rpc: rpc, log: deps.Logger, mapped: deps.Mapped}, nil
 }
 
 const (

@@ -28,6 +28,7 @@ type cluster struct {
 	*elementtest.Server
 	faults *emulator.Faults
 	rec    *emulator.Recorder
+	mapped adapters.Mapped
 	// spoil changes the answers to a method, if it is not nil.
 	spoil func(method string, answer []byte) []byte
 }
@@ -63,7 +64,7 @@ func config() element.Config {
 func (c *cluster) open(t testing.TB) adapters.Adapter {
 	t.Helper()
 	conf := config()
-	a, err := conf.Open(adapters.Deps{Target: "storage", Transport: c.rec, Logger: slog.New(slog.DiscardHandler)})
+	a, err := conf.Open(adapters.Deps{Target: "storage", Transport: c.rec, Logger: slog.New(slog.DiscardHandler), Mapped: c.mapped})
 	if err != nil {
 		t.Fatal(err)
 	}

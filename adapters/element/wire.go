@@ -27,6 +27,7 @@ const (
 	getAPI               = "GetAPI"
 	getCurrentAdmin      = "GetCurrentClusterAdmin"
 	getVersionInfo       = "GetClusterVersionInfo"
+	listAdmins           = "ListClusterAdmins"
 	listActive           = "ListActiveAuthSessions"
 	listByUsername       = "ListAuthSessionsByUsername"
 	listByClusterAdmin   = "ListAuthSessionsByClusterAdmin"
@@ -121,6 +122,13 @@ const notCapable = "it is a single node's, not the cluster's (MVIP, port 443), o
 
 // send invokes a method at one version.
 func (c *client) send(ctx context.Context, v version, method string, params any, e effect) (json.RawMessage, error) {
+	return c.sendSeen(ctx, v, method, params, e, func(httpclient.Reply, error) {})
+}
+
+// sendSeen is send that also shows the HTTP exchange.
+func (c *client) sendSeen(
+	ctx context.Context, v version, method string, params any, e effect, see func(httpclient.Reply, error),
+) (json.RawMessage, error) {
 	if e != reads {
 		select {
 		case c.gate <- struct{}{}:
@@ -138,6 +146,7 @@ func (c *client) send(ctx context.Context, v version, method string, params any,
 		Mutating:    e != reads,
 		Accept:      []int{http.StatusNotFound},
 	})
+	see(reply, err)
 	if err != nil {
 		return nil, err
 	}
@@ -443,6 +452,38 @@ func decodeSession(raw json.RawMessage) (adapters.Session, error) {
 	return x, nil
 }
 
+// admin is what is looked at of a cluster administrator.
+type admin struct {
+	id     int64
+	method string
+	access []string
+}
+
+// decodeAdmins reads ListClusterAdmins' result.
+func decodeAdmins(result json.RawMessage) ([]admin, error) {
+	members, err := object(result)
+	if err != nil {
+		return nil, badReply("the cluster's result is not an object")
+	}
+	var raw []json.RawMessage
+	if !present(members["clusterAdmins"]) || json.Unmarshal(members["clusterAdmins"], &raw) != nil {
+		return nil, badReply("the cluster's result has no list of administrators")
+	}
+	admins := make([]admin, 0, len(raw))
+	for _, r := range raw {
+		m, err := object(r)
+		var a admin
+		var method string
+		if err != nil || json.Unmarshal(m["clusterAdminID"], &a.id) != nil || json.Unmarshal(m["authMethod"], &method) != nil ||
+			json.Unmarshal(m["access"], &a.access) != nil {
+			return nil, badReply("the cluster lists an administrator that cannot be read")
+		}
+		a.method = readMethod(method)
+		admins = append(admins, a)
+	}
+	return admins, nil
+}
+
 // decodeAccess reads the privileges in GetCurrentClusterAdmin's result.
 func decodeAccess(result json.RawMessage) ([]string, error) {
 	members, err := object(result)
@@ -473,7 +514,10 @@ func decodeVersionInfo(result json.RawMessage) string {
 	return v
 }
 
-var softwareVersion = regexp.MustCompile(`^[0-9][0-9A-Za-z._-]{0,63}$`)
+var (
+	softwareVersion = regexp.MustCompile(`^[0-9][0-9A-Za-z._-]{0,63}$`)
+	softwareWord    = regexp.MustCompile(`^[A-Za-z]{1,32}$`)
+)
 
 // version is an API version. It is kept as two numbers and never as a fraction: 12.10 is not 12.1.
 type version struct{ major, minor int }
@@ -582,7 +626,7 @@ func (c *client) negotiated(ctx context.Context) (*api, error) {
 	if a != nil {
 		return a, nil
 	}
-	a, err := c.negotiate(ctx)
+	a, err := c.negotiate(ctx, func(httpclient.Reply, error) {})
 	if err != nil {
 		return nil, err
 	}
@@ -592,10 +636,10 @@ func (c *client) negotiated(ctx context.Context) (*api, error) {
 	return a, nil
 }
 
-// negotiate asks the cluster what it offers.
-func (c *client) negotiate(ctx context.Context) (*api, error) {
+// negotiate asks the cluster what it offers, and shows the HTTP exchange.
+func (c *client) negotiate(ctx context.Context, see func(httpclient.Reply, error)) (*api, error) {
 	for _, v := range probeVersions {
-		result, err := c.send(ctx, v, getAPI, none{}, reads)
+		result, err := c.sendSeen(ctx, v, getAPI, none{}, reads, see)
 		if isUnknownVersion(err) {
 			continue
 		}

@@ -30,6 +30,8 @@ var methods = map[string]method{
 	"GetClusterVersionInfo": {since: 1, call: (*Server).versionInfo},
 	// …/reference_element_api_getcurrentclusteradmin.html
 	"GetCurrentClusterAdmin": {since: 6, call: (*Server).currentAdmin},
+	// …/reference_element_api_listclusteradmins.html
+	"ListClusterAdmins": {since: 1, params: []string{"showHidden"}, call: (*Server).listAdmins},
 	// …/reference_element_api_listactiveauthsessions.html
 	"ListActiveAuthSessions": {since: 12, call: (*Server).listActive},
 	// …/reference_element_api_listauthsessionsbyusername.html
@@ -214,7 +216,17 @@ func (p params) text(key string) (v string, ok bool, err error) {
 	return v, true, nil
 }
 
-func (s *Server) administrator() bool { return slices.Contains(s.options.Access, "administrator") }
+func (s *Server) administrator() bool {
+	return slices.Contains(s.options.Access, "administrator") || slices.Contains(s.options.Access, "clusterAdmins")
+}
+
+// spell writes an authentication method as this cluster does.
+func (s *Server) spell(authMethod string) string {
+	if s.options.DocumentSpelling {
+		return map[string]string{"Cluster": "Local", "Ldap": "LDAP", "Idp": "IdP"}[authMethod]
+	}
+	return authMethod
+}
 
 // own reports whether a session is of the caller.
 func (s *Server) own(x adapters.Session) bool {
@@ -262,6 +274,33 @@ func (s *Server) currentAdmin(params) (any, error) {
 		admin["access"], admin["clusterAdminID"], admin["username"] = []string{"administrator"}, 1, "admin"
 	}
 	return object{"clusterAdmin": admin}, nil
+}
+
+// listAdmins lists the cluster's first administrator, the account, and whoever the sessions map to.
+func (s *Server) listAdmins(params) (any, error) {
+	if !s.administrator() {
+		return nil, denied
+	}
+	record := func(id int, username, method string, access []string) object {
+		return object{"access": access, "attributes": nil, "authMethod": s.spell(method), "clusterAdminID": id, "username": username}
+	}
+	admins := []object{record(1, "admin", "Cluster", []string{"administrator"}), record(7, s.options.Username, "Cluster", s.options.Access)}
+	seen := []int{1, 7}
+	for _, x := range s.sessions {
+		var access []string
+		for _, g := range x.Groups {
+			if g.Kind == "access_group" {
+				access = append(access, g.Name)
+			}
+		}
+		for _, g := range x.Groups {
+			if id, err := strconv.Atoi(g.Name); g.Kind == "cluster_admin_id" && err == nil && !slices.Contains(seen, id) {
+				seen = append(seen, id)
+				admins = append(admins, record(id, x.Username, x.Provider.Type, access))
+			}
+		}
+	}
+	return object{"clusterAdmins": admins}, nil
 }
 
 // listActive is for administrators only.
@@ -445,12 +484,8 @@ func (s *Server) info(x adapters.Session) object {
 			ids = append(ids, json.Number(g.Name))
 		}
 	}
-	authMethod := x.Provider.Type
-	if s.options.DocumentSpelling {
-		authMethod = map[string]string{"Cluster": "Local", "Ldap": "LDAP", "Idp": "IdP"}[authMethod]
-	}
 	return object{
-		"sessionID": x.ID, "username": x.Username, "authMethod": authMethod,
+		"sessionID": x.ID, "username": x.Username, "authMethod": s.spell(x.Provider.Type),
 		"accessGroupList": access, "clusterAdminIDs": ids, "idpConfigVersion": 0,
 		"sessionCreationTime": x.CreateTime.Format(time.RFC3339),
 		"lastAccessTimeout":   x.CreateTime.Add(30 * time.Minute).Format(time.RFC3339),
