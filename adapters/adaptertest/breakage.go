@@ -7,6 +7,8 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -331,8 +333,8 @@ func (w *world) probe() adapters.Health {
 		switch {
 		case c.Name == "" || c.Status < adapters.CheckOK || c.Status > adapters.CheckUnknown:
 			w.errorf("check %+v has no name or no status", c)
-		case c.Status == adapters.CheckFailed && (c.Message == "" || c.Remedy == ""):
-			w.errorf("failed check %+v has no message or no remedy", c)
+		case c.Message == "" || (c.Status == adapters.CheckOK) != (c.Remedy == ""):
+			w.errorf("check %+v has no message or no remedy, or needs no remedy", c)
 		}
 	}
 	w.untouched()
@@ -343,8 +345,8 @@ func probeEndsNobody(t *testing.T, h Harness) {
 	w := newWorld(t, h, h.few())
 	defer w.close()
 	w.about = "probe"
-	if health := w.probe(); !health.Healthy() {
-		w.errorf("not healthy: %+v", health)
+	if health := w.probe(); !health.Healthy() || health.Status(adapters.CheckCredentials) != adapters.CheckOK {
+		w.errorf("not healthy, or does not say that the credentials are accepted: %+v", health)
 	}
 }
 
@@ -363,8 +365,14 @@ func probeReports(t *testing.T, h Harness, f emulator.Fault) {
 	defer w.close()
 	w.about = "probe: " + f.Name
 	w.faults.Add(emulator.Rule{Fault: f})
-	if health := w.probe(); health.Healthy() {
+	health := w.probe()
+	if health.Healthy() {
 		w.errorf("healthy: %+v", health)
+	}
+	// The engine parks a target for this, and for nothing else.
+	refused := health.Status(adapters.CheckCredentials) == adapters.CheckFailed
+	if want := strings.Contains(f.Name, strconv.Itoa(http.StatusUnauthorized)); refused != want {
+		w.errorf("credentials refused: %t, want %t: %+v", refused, want, health)
 	}
 	w.faults.Clear()
 	if health := w.probe(); !health.Healthy() {

@@ -433,11 +433,16 @@ func (a *adapter) Probe(ctx context.Context) (adapters.Health, error) {
 	case err != nil && ctx.Err() != nil:
 		return adapters.Health{}, ctx.Err()
 	case a.flaw == "is always healthy", err == nil:
-		return adapters.Health{Checks: []adapters.Check{{Name: "reachable", Status: adapters.CheckOK}}}, nil
+		return adapters.Health{Checks: []adapters.Check{{Name: adapters.CheckCredentials, Status: adapters.CheckOK, Message: "accepted"}}}, nil
 	}
-	return adapters.Health{Checks: []adapters.Check{{
-		Name: "reachable", Status: adapters.CheckFailed, Message: err.Error(), Remedy: "look at it",
-	}}}, nil
+	check := adapters.Check{Name: "reachable", Status: adapters.CheckFailed, Message: err.Error(), Remedy: "look at it"}
+	if adapters.KindOf(err) == adapters.Credentials || a.flaw == "blames the password" {
+		check.Name = adapters.CheckCredentials
+	}
+	if a.flaw == "gives no advice" {
+		check.Remedy = ""
+	}
+	return adapters.Health{Checks: []adapters.Check{check}}, nil
 }
 
 func harness(f flaw) adaptertest.Harness {

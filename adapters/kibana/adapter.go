@@ -3,7 +3,6 @@ package kibana
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -29,6 +28,7 @@ const (
 type Adapter struct {
 	client   *httpclient.Client
 	anywhere []string
+	mapped   []adapters.Provider
 	logger   *slog.Logger
 }
 
@@ -49,7 +49,7 @@ func open(c *Config, deps adapters.Deps) (*Adapter, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &Adapter{client: client, anywhere: slices.Clone(c.ProviderTypes), logger: deps.Logger}
+	a := &Adapter{client: client, anywhere: slices.Clone(c.ProviderTypes), mapped: deps.Mapped.Providers, logger: deps.Logger}
 	if len(a.anywhere) == 0 {
 		a.anywhere = providerTypes[:]
 	}
@@ -273,139 +273,6 @@ func (a *Adapter) providers(ctx context.Context) ([]adapters.Provider, error) {
 		return nil, err
 	}
 	return decodeLoginState(reply)
-}
-
-// Probe implements [adapters.Adapter]. It asks the invalidation API for something its schema refuses, which Kibana finds
-// only after credentials and privilege have passed.
-func (a *Adapter) Probe(ctx context.Context) (adapters.Health, error) {
-	checks, err := a.probeAccount(ctx)
-	health := adapters.Health{Checks: checks}
-	if err != nil || !health.Healthy() {
-		return health, err
-	}
-	check, err := a.probeAnonymously(ctx)
-	if err != nil {
-		return health, err
-	}
-	health.Checks = append(health.Checks, check)
-	check, err = a.probeProviders(ctx)
-	if err != nil {
-		return health, err
-	}
-	health.Checks = append(health.Checks, check)
-	if reply, err := a.client.Do(ctx, httpclient.Call{Method: http.MethodGet, Path: statusPath}); err == nil {
-		health.Version = decodeVersion(reply)
-	}
-	return health, ctx.Err()
-}
-
-// probeCall cannot end a session, so it is not marked as mutating.
-func probeCall() httpclient.Call {
-	return httpclient.Call{Method: http.MethodPost, Path: invalidatePath, JSON: probeBody(), Accept: judged[:]}
-}
-
-// probeAccount looks at everything that must be right before a body is checked.
-func (a *Adapter) probeAccount(ctx context.Context) ([]adapters.Check, error) {
-	ok := func(name, message string) adapters.Check {
-		return adapters.Check{Name: name, Status: adapters.CheckOK, Message: message}
-	}
-	failed := func(name, message, remedy string) adapters.Check {
-		return adapters.Check{Name: name, Status: adapters.CheckFailed, Message: message, Remedy: remedy}
-	}
-	reply, err := a.client.Do(ctx, probeCall())
-	if err == nil && !refusedBody(reply) {
-		err = judge(reply)
-	}
-	if ctx.Err() != nil {
-		return nil, ctx.Err()
-	}
-	reachable, credentials := ok("reachable", "Kibana answers"), ok("credentials", "Kibana accepts the account")
-	var e *adapters.Error
-	switch {
-	case err == nil:
-		return []adapters.Check{
-			reachable, credentials, ok("privilege", "the account may end sessions"),
-			ok("api", "Kibana offers session invalidation"),
-		}, nil
-	case !errors.As(err, &e):
-		return nil, err
-	case httpclient.IsCertificate(err):
-		return []adapters.Check{failed("tls", e.Message, "set ca_file to the authority of Kibana's certificate, or pin_sha256")}, nil
-	case e.Kind == adapters.Credentials:
-		return []adapters.Check{reachable, failed("credentials", e.Message,
-			"use an API key, or make sure that Kibana has a provider that accepts a user name and password")}, nil
-	case e.Kind == adapters.Denied:
-		return []adapters.Check{reachable, credentials, failed("privilege", e.Message,
-			"give the account the superuser role; an API key needs an owner with it and no narrower role descriptors")}, nil
-	case e.Kind == adapters.Rejected:
-		return []adapters.Check{reachable, failed("api", e.Message, "check the version of Kibana, server.basePath and server.excludeRoutes")}, nil
-	case e.Kind == adapters.BadReply:
-		return []adapters.Check{failed("api", e.Message, "check that the url is Kibana's own and no login page is in between")}, nil
-	case e.Kind == adapters.Busy:
-		return []adapters.Check{failed("reachable", e.Message, "try again when Kibana has started")}, nil
-	default:
-		return []adapters.Check{failed("reachable", e.Message, "check the url, the network and Kibana")}, nil
-	}
-}
-
-// refusedBody reports whether the reply says that everything was in order but the body's "match".
-func refusedBody(r httpclient.Reply) bool {
-	message, kibana := errorMessage(r)
-	return r.Status == http.StatusBadRequest && kibana && strings.HasPrefix(message, schemaRefusal+".match]")
-}
-
-// probeAnonymously makes sure that a request without credentials is turned away. Where it is not, security is off in
-// Elasticsearch, and anybody can end sessions.
-func (a *Adapter) probeAnonymously(ctx context.Context) (adapters.Check, error) {
-	call := probeCall()
-	call.Header = http.Header{"Authorization": nil}
-	reply, err := a.client.Do(ctx, call)
-	check := adapters.Check{Name: "security"}
-	switch {
-	case ctx.Err() != nil:
-		return check, ctx.Err()
-	case err == nil && reply.Status == http.StatusUnauthorized:
-		check.Status, check.Message = adapters.CheckOK, "Kibana turns away requests without credentials"
-	case err == nil && refusedBody(reply):
-		check.Status = adapters.CheckWarning
-		check.Message = "Kibana ends sessions for anybody: it did not ask for credentials"
-		check.Remedy = "enable the security features of Elasticsearch"
-	default:
-		check.Status, check.Message = adapters.CheckUnknown, "Kibana does not tell whether it asks for credentials"
-	}
-	return check, nil
-}
-
-// probeProviders compares the providers Kibana has with those a user is looked for at.
-func (a *Adapter) probeProviders(ctx context.Context) (adapters.Check, error) {
-	check := adapters.Check{Name: "scope"}
-	listed, err := a.providers(ctx)
-	if ctx.Err() != nil {
-		return check, ctx.Err()
-	}
-	if err != nil {
-		check.Status = adapters.CheckUnknown
-		check.Message = "Kibana does not list its providers; named providers must be mapped"
-		return check, nil
-	}
-	var names, missed []string
-	for _, p := range listed {
-		name := p.String()
-		if !presentable(name) {
-			name = fmt.Sprintf("one with an unusual name (%d bytes)", len(name))
-		}
-		names = append(names, name)
-		if !slices.Contains(a.anywhere, p.Type) {
-			missed = append(missed, name)
-		}
-	}
-	check.Status, check.Message = adapters.CheckOK, "providers: "+enumerate(names)
-	if len(missed) > 0 {
-		check.Status = adapters.CheckWarning
-		check.Message += "; a user is not looked for at " + enumerate(missed)
-		check.Remedy = "add the type to provider_types, if it owns sessions"
-	}
-	return check, nil
 }
 
 // enumerate lists words, but not endlessly.

@@ -190,6 +190,9 @@ func wantQuiet(t *testing.T, f *fixture, err error) {
 }
 
 func TestProbe(t *testing.T) {
+	says := func(status string) *emulator.Rule {
+		return &emulator.Rule{Match: emulator.On("", "/api/status"), Fault: emulator.Answer(200, http.Header{"Content-Type": {"application/json"}}, status)}
+	}
 	saml := []kibanatest.Provider{{Type: "basic", Name: "basic"}, {Type: "saml", Name: "okta"}}
 	for _, c := range []struct {
 		name    string
@@ -197,38 +200,62 @@ func TestProbe(t *testing.T) {
 		trouble kibanatest.Trouble
 		change  func(*kibana.Config)
 		fault   *emulator.Rule
+		mapped  []adapters.Provider
 		want    string
 	}{
 		{name: "all is well", options: kibanatest.Options{Providers: saml, RestrictInternalAPIs: true, Version: "8.17.1"},
-			want: "8.17.1 reachable=ok credentials=ok privilege=ok api=ok security=ok scope=ok"},
+			want: "8.17.1 reachable=ok credentials=ok privilege=ok api=ok version=ok elasticsearch=ok security=ok scope=ok"},
 		{name: "wrong credentials", change: func(c *kibana.Config) { c.APIKey = secret.New("keyid:wrong-horse") },
 			want: " reachable=ok credentials=failed"},
 		{name: "not a superuser", options: kibanatest.Options{Accounts: weakling}, want: " reachable=ok credentials=ok privilege=failed"},
 		{name: "too old", options: kibanatest.Options{ExcludeRoute: true}, want: " reachable=ok api=failed"},
 		{name: "serverless", options: kibanatest.Options{Serverless: true}, want: " reachable=ok api=failed"},
-		{name: "starting", trouble: kibanatest.NotReady, want: " reachable=failed"},
-		{name: "overloaded", trouble: kibanatest.Overloaded, want: " reachable=failed"},
+		{name: "starting", trouble: kibanatest.NotReady, want: " reachable=ok api=failed"},
+		{name: "overloaded", trouble: kibanatest.Overloaded, want: " reachable=ok api=failed"},
 		{name: "security disabled", options: kibanatest.Options{SecurityDisabled: true},
-			want: "9.1.0 reachable=ok credentials=ok privilege=ok api=ok security=warning scope=ok"},
+			want: "9.1.0 reachable=ok credentials=ok privilege=ok api=ok version=ok elasticsearch=ok security=warning scope=ok"},
 		{name: "narrowed", options: kibanatest.Options{Providers: saml}, change: func(c *kibana.Config) { c.ProviderTypes = []string{"basic"} },
-			want: "9.1.0 reachable=ok credentials=ok privilege=ok api=ok security=ok scope=warning"},
+			want: "9.1.0 reachable=ok credentials=ok privilege=ok api=ok version=ok elasticsearch=ok security=ok scope=warning"},
 		{name: "a type nobody knows", options: kibanatest.Options{Providers: []kibanatest.Provider{{Type: "passkey", Name: "passkey"}}},
-			want: "9.1.0 reachable=ok credentials=ok privilege=ok api=ok security=ok scope=warning"},
+			want: "9.1.0 reachable=ok credentials=ok privilege=ok api=ok version=ok elasticsearch=ok security=ok scope=warning"},
 		{name: "no login state", fault: &emulator.Rule{Match: emulator.On("", loginStatePath), Fault: emulator.Status(404)},
-			want: "9.1.0 reachable=ok credentials=ok privilege=ok api=ok security=ok scope=unknown"},
+			want: "9.1.0 reachable=ok credentials=ok privilege=ok api=ok version=ok elasticsearch=ok security=ok scope=unknown"},
 		{name: "no status", fault: &emulator.Rule{Match: emulator.On("", "/api/status"), Fault: emulator.Page()},
-			want: " reachable=ok credentials=ok privilege=ok api=ok security=ok scope=ok"},
+			want: " reachable=ok credentials=ok privilege=ok api=ok version=unknown security=ok scope=ok"},
 		{name: "a strange version", fault: &emulator.Rule{Match: emulator.On("", "/api/status"),
 			Fault: emulator.Answer(200, http.Header{"Content-Type": {"application/json"}}, `{"version":{"number":"9\n<b>"}}`)},
-			want: " reachable=ok credentials=ok privilege=ok api=ok security=ok scope=ok"},
+			want: " reachable=ok credentials=ok privilege=ok api=ok version=unknown security=ok scope=ok"},
 		{name: "no second answer", fault: &emulator.Rule{Match: kills, Skip: 1, Fault: emulator.Reset()},
-			want: "9.1.0 reachable=ok credentials=ok privilege=ok api=ok security=unknown scope=ok"},
+			want: "9.1.0 reachable=ok credentials=ok privilege=ok api=ok version=ok elasticsearch=ok security=unknown scope=ok"},
+		{name: "old", options: kibanatest.Options{Version: "7.12.1", Legacy: true},
+			want: "7.12.1 reachable=ok credentials=ok privilege=ok api=ok version=warning elasticsearch=ok security=ok scope=ok"},
+		{name: "first", options: kibanatest.Options{Version: "7.13.0", Legacy: true},
+			want: "7.13.0 reachable=ok credentials=ok privilege=ok api=ok version=ok elasticsearch=ok security=ok scope=ok"},
+		{name: "new", options: kibanatest.Options{Version: "10.0.0-SNAPSHOT"},
+			want: "10.0.0-SNAPSHOT reachable=ok credentials=ok privilege=ok api=ok version=warning elasticsearch=ok security=ok scope=ok"},
+		{name: "elasticsearch is down", trouble: kibanatest.ElasticsearchDown,
+			want: "9.1.0 reachable=ok credentials=ok privilege=ok api=ok version=ok elasticsearch=failed security=ok scope=ok"},
+		{name: "degraded", fault: says(`{"version":{"number":"8.1.0"},"status":{"core":{"elasticsearch":{"level":"degraded"}}}}`),
+			want: "8.1.0 reachable=ok credentials=ok privilege=ok api=ok version=ok elasticsearch=warning security=ok scope=ok"},
+		{name: "green", fault: says(`{"version":{"number":"7.17.0"},"status":{"overall":{"state":"green"}}}`),
+			want: "7.17.0 reachable=ok credentials=ok privilege=ok api=ok version=ok elasticsearch=ok security=ok scope=ok"},
+		{name: "red", fault: says(`{"version":{"number":"7.17.0"},"status":{"overall":{"state":"red"}}}`),
+			want: "7.17.0 reachable=ok credentials=ok privilege=ok api=ok version=ok elasticsearch=failed security=ok scope=ok"},
+		{name: "a word nobody knows", fault: says(`{"version":{"number":"8.1.0"},"status":{"core":{"elasticsearch":{"level":"<b>alice</b>"}}}}`),
+			want: "8.1.0 reachable=ok credentials=ok privilege=ok api=ok version=ok security=ok scope=ok"},
+		{name: "mapped", options: kibanatest.Options{Providers: saml}, mapped: []adapters.Provider{{Type: "saml", Name: "okta"}, {Type: "basic"}},
+			want: "9.1.0 reachable=ok credentials=ok privilege=ok api=ok version=ok elasticsearch=ok security=ok scope=ok mapping=ok"},
+		{name: "mapped to a wrong name", options: kibanatest.Options{Providers: saml}, mapped: []adapters.Provider{{Type: "saml", Name: "saml1"}},
+			want: "9.1.0 reachable=ok credentials=ok privilege=ok api=ok version=ok elasticsearch=ok security=ok scope=ok mapping=warning"},
+		{name: "mapped to a wrong type", options: kibanatest.Options{Providers: saml}, mapped: []adapters.Provider{{Type: "basic"}, {Type: "oidc"}},
+			want: "9.1.0 reachable=ok credentials=ok privilege=ok api=ok version=ok elasticsearch=ok security=ok scope=ok mapping=warning"},
+		{name: "breaks", fault: &emulator.Rule{Fault: emulator.Status(500)}, want: " reachable=ok api=failed"},
 		{name: "out of reach", fault: &emulator.Rule{Fault: emulator.Refuse()}, want: " reachable=failed"},
-		{name: "a proxy's page", fault: &emulator.Rule{Fault: emulator.Page()}, want: " api=failed"},
-		{name: "a redirect", fault: &emulator.Rule{Fault: emulator.Redirect("https://elsewhere.example/")}, want: " api=failed"},
+		{name: "a proxy's page", fault: &emulator.Rule{Fault: emulator.Page()}, want: " reachable=ok api=failed"},
+		{name: "a redirect", fault: &emulator.Rule{Fault: emulator.Redirect("https://elsewhere.example/")}, want: " reachable=ok api=failed"},
 		// Whatever would accept such a body is not the API this adapter knows.
 		{name: "a body accepted", fault: &emulator.Rule{Fault: emulator.Answer(200, http.Header{"Content-Type": {"application/json"}}, `{"total":0}`)},
-			want: " api=failed"},
+			want: " reachable=ok api=failed"},
 		{name: "another refusal", fault: &emulator.Rule{Fault: kibanaError(400, "[request body.query]: no")}, want: " reachable=ok api=failed"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -237,6 +264,8 @@ func TestProbe(t *testing.T) {
 				change = append(change, c.change)
 			}
 			f := setup(t, c.options, change...)
+			f.mapped = c.mapped
+			f.restart(t)
 			f.people("alice")
 			seeded := len(f.Sessions())
 			f.Suffer(c.trouble)
@@ -251,8 +280,8 @@ func TestProbe(t *testing.T) {
 			got := h.Version
 			for _, x := range h.Checks {
 				got += " " + x.Name + "=" + [...]string{"", "ok", "warning", "failed", "unknown"}[x.Status]
-				if (x.Status == adapters.CheckFailed || x.Status == adapters.CheckWarning) && x.Remedy == "" {
-					t.Errorf("%s: no remedy", x.Name)
+				if (x.Status == adapters.CheckOK) != (x.Remedy == "") {
+					t.Errorf("%+v: no remedy, or needs none", x)
 				}
 				wantQuiet(t, f, errors.New(x.Message+x.Remedy))
 			}
@@ -302,9 +331,9 @@ func TestOverTLS(t *testing.T) {
 	defer stop()
 	for name, c := range map[string]struct {
 		ca   []byte
-		want string
+		want adapters.CheckStatus
 	}{
-		"trusted": {ca, "reachable"}, "not trusted": {nil, "tls"},
+		"trusted": {ca, adapters.CheckOK}, "not trusted": {nil, adapters.CheckFailed},
 	} {
 		config := &kibana.Config{URL: url, APIKey: secret.New(apiKey)}
 		if c.ca != nil {
@@ -318,7 +347,7 @@ func TestOverTLS(t *testing.T) {
 			t.Fatal(err)
 		}
 		h, err := a.Probe(t.Context())
-		if err != nil || len(h.Checks) == 0 || h.Checks[0].Name != c.want || h.Healthy() != (c.ca != nil) {
+		if err != nil || len(h.Checks) == 0 || h.Status("tls") != c.want || h.Healthy() != (c.ca != nil) {
 			t.Errorf("%s: %+v, %v", name, h, err)
 		}
 	}

@@ -35,6 +35,7 @@ type fixture struct {
 	faults *emulator.Faults
 	sent   *emulator.Recorder
 	log    *bytes.Buffer
+	mapped []adapters.Provider
 	adapters.Adapter
 }
 
@@ -62,7 +63,7 @@ func setup(t testing.TB, o kibanatest.Options, change ...func(*kibana.Config)) *
 func (f *fixture) restart(t testing.TB) {
 	t.Helper()
 	a, err := f.config.Open(adapters.Deps{
-		Target: "kibana-prod", Transport: f.sent,
+		Target: "kibana-prod", Transport: f.sent, Mapped: adapters.Mapped{Providers: f.mapped},
 		Logger: slog.New(slog.NewTextHandler(f.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
 	if err != nil {

@@ -1,6 +1,7 @@
 package kibana
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"net/http"
@@ -209,17 +210,39 @@ func decodeLoginState(r httpclient.Reply) ([]adapters.Provider, error) {
 	return out, nil
 }
 
-// decodeVersion reads Kibana's version from its status; empty if it does not tell or tells something else.
-func decodeVersion(r httpclient.Reply) string {
-	var status struct {
+// status is what Kibana tells of itself; what it does not tell is empty.
+type status struct {
+	version string
+	// elasticsearch is how it sees Elasticsearch: "available", "degraded", "unavailable" or "critical"; or, before 8.0, how
+	// it is as a whole: "green", "yellow" or "red".
+	elasticsearch string
+}
+
+// decodeStatus reads the status. Words that are none are left out.
+func decodeStatus(r httpclient.Reply) (s status) {
+	var reply struct {
 		Version struct {
 			Number string `json:"number"`
 		} `json:"version"`
+		Status struct {
+			Overall struct {
+				State string `json:"state"`
+			} `json:"overall"`
+			Core struct {
+				Elasticsearch struct {
+					Level string `json:"level"`
+				} `json:"elasticsearch"`
+			} `json:"core"`
+		} `json:"status"`
 	}
-	if r.Decode(&status) != nil || !presentable(status.Version.Number) {
-		return ""
+	if r.Decode(&reply) != nil {
+		return status{}
 	}
-	return status.Version.Number
+	if presentable(reply.Version.Number) {
+		s.version = reply.Version.Number
+	}
+	s.elasticsearch = cmp.Or(reply.Status.Core.Elasticsearch.Level, reply.Status.Overall.State)
+	return s
 }
 
 // presentable reports whether a word of Kibana's may be shown: short, and without anything but visible ASCII.

@@ -98,7 +98,13 @@ func TestCommands(t *testing.T) {
 	}{
 		{golden: "targets-list", args: "targets list"},
 		{golden: "targets-check", args: "targets check storage"},
+		{golden: "targets-check-all", args: "targets check"},
+		{golden: "targets-check-json", args: "targets check kibana-prod -o json"},
+		{golden: "targets-check-some", args: "targets check storage stroage apm", status: exitFailed},
+		{golden: "targets-check-failing", before: func() { apm.Change(func(q *bigiqtest.Quirks) { q.NoRole = true }) },
+			args: "targets check storage apm", status: exitFailed},
 		{golden: "targets-check-unknown", args: "targets check stroage", status: exitFailed},
+		{golden: "targets-check-help", before: func() { apm.Change(func(q *bigiqtest.Quirks) { q.NoRole = false }) }, args: "targets check --help"},
 		{golden: "preview", args: "preview --user alice"},
 		{golden: "preview-unsupported", args: "preview --group ops --confirm-broad --target kibana-prod --target apm"},
 		{golden: "preview-json", args: "preview --user zoë --target storage -o json"},

@@ -1,13 +1,17 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 
 	endsessionv1 "github.com/endsession/endsession/gen/endsession/v1"
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
 )
 
 func newTargets(conn *connection) *cobra.Command {
@@ -64,10 +68,16 @@ func printTargets(w io.Writer, targets []*endsessionv1.Target) error {
 
 func newTargetsCheck(conn *connection) *cobra.Command {
 	var out output
-	cmd := &cobra.Command{Use: "check TARGET", Short: "Probe a target: reachability, credentials, privilege, scope; ends nothing",
-		Example: `  endsession targets check kibana-prod`,
-		Args:    cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
+	cmd := &cobra.Command{Use: "check [NAME...]", Short: "Probe targets: connection, version, credentials, privilege, scope; ends nothing",
+		Long: `check probes the targets named, or all of them, and says what it found and what to do about it. It ends nothing.
+A target that is paused or parked is asked all the same, and one that was parked is released if it accepts the
+credentials.
+
+The exit status is 0 if no check failed, warnings notwithstanding, and 1 if one did.`,
+		Example: `  endsession targets check
+  endsession targets check kibana-prod storage
+  endsession targets check -o json | jq '.targets[] | select(.health.status != "HEALTH_STATUS_OK")'`,
+		RunE: func(cmd *cobra.Command, names []string) error {
 			if err := out.check(); err != nil {
 				return err
 			}
@@ -76,15 +86,26 @@ func newTargetsCheck(conn *connection) *cobra.Command {
 				return err
 			}
 			defer done()
-			resp, err := client.CheckTarget(cmd.Context(), &endsessionv1.CheckTargetRequest{Target: args[0]})
-			if err != nil {
-				return callError(err)
+			if len(names) == 0 {
+				all, err := client.ListTargets(cmd.Context(), &endsessionv1.ListTargetsRequest{})
+				if err != nil {
+					return callError(err)
+				}
+				for _, t := range all.GetTargets() {
+					names = append(names, t.GetName())
+				}
 			}
-			if err := out.print(cmd.OutOrStdout(), resp, func(w io.Writer) error { return printChecks(w, resp) }); err != nil {
+			resp, err := checkTargets(cmd.Context(), client, names)
+			if len(resp.GetTargets()) > 0 {
+				if err := out.print(cmd.OutOrStdout(), resp, func(w io.Writer) error { return printChecks(w, resp.GetTargets()) }); err != nil {
+					return err
+				}
+			}
+			if err != nil {
 				return err
 			}
-			for _, c := range resp.GetChecks() {
-				if c.GetStatus() == endsessionv1.CheckStatus_CHECK_STATUS_FAILED {
+			for _, t := range resp.GetTargets() {
+				if t.GetHealth().GetStatus() != endsessionv1.HealthStatus_HEALTH_STATUS_OK {
 					return &exitError{status: exitFailed}
 				}
 			}
@@ -95,19 +116,67 @@ func newTargetsCheck(conn *connection) *cobra.Command {
 	return cmd
 }
 
-func printChecks(w io.Writer, resp *endsessionv1.CheckTargetResponse) error {
+// checksAtOnce is how many targets are checked at the same time.
+const checksAtOnce = 8
+
+// checkTargets checks targets and returns those that could be, in the order given, in the form of a list
+// of targets of which only the health is known. The error says why others could not.
+func checkTargets(ctx context.Context, client endsessionv1.SessionServiceClient, names []string) (*endsessionv1.ListTargetsResponse, error) {
+	targets := make([]*endsessionv1.Target, len(names))
+	errs := make([]error, len(names))
+	var group errgroup.Group
+	group.SetLimit(checksAtOnce)
+	for i, name := range names {
+		group.Go(func() error {
+			resp, err := client.CheckTarget(ctx, &endsessionv1.CheckTargetRequest{Target: name})
+			if err != nil {
+				errs[i] = err
+				return nil
+			}
+			health := &endsessionv1.TargetHealth{
+				Status: endsessionv1.HealthStatus_HEALTH_STATUS_OK, Checks: resp.GetChecks(), Version: resp.Version,
+			}
+			if len(resp.GetChecks()) == 0 || slices.ContainsFunc(resp.GetChecks(), func(c *endsessionv1.Check) bool {
+				return c.GetStatus() == endsessionv1.CheckStatus_CHECK_STATUS_FAILED
+			}) {
+				health.Status = endsessionv1.HealthStatus_HEALTH_STATUS_FAILING
+			}
+			targets[i] = &endsessionv1.Target{Name: name, Health: health}
+			return nil
+		})
+	}
+	_ = group.Wait() // nothing in it fails
+	resp := &endsessionv1.ListTargetsResponse{
+		Targets: slices.DeleteFunc(targets, func(t *endsessionv1.Target) bool { return t == nil }),
+	}
+	var messages []string
+	for i, err := range errs {
+		switch {
+		case err == nil:
+		case len(names) == 1:
+			return resp, callError(err)
+		default:
+			messages = append(messages, names[i]+": "+describe(err))
+		}
+	}
+	if len(messages) == 0 {
+		return resp, nil
+	}
+	return resp, &exitError{exitFailed, errors.New(strings.Join(messages, "\n"))}
+}
+
+func printChecks(w io.Writer, targets []*endsessionv1.Target) error {
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(tw, "CHECK\tSTATUS\tMESSAGE\tREMEDY")
-	for _, c := range resp.GetChecks() {
-		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\n", c.GetName(), word(c.GetStatus(), "CHECK_STATUS_"), c.GetMessage(), c.GetRemedy())
+	fmt.Fprintln(tw, "TARGET\tCHECK\tVERDICT\tMESSAGE, AND → REMEDY")
+	for _, t := range targets {
+		for _, c := range t.GetHealth().GetChecks() {
+			fmt.Fprintf(tw, "%s\t%s\t%s\t%s\n", t.GetName(), c.GetName(), word(c.GetStatus(), "CHECK_STATUS_"), c.GetMessage())
+			if c.GetRemedy() != "" {
+				fmt.Fprintf(tw, "\t\t\t→ %s\n", c.GetRemedy())
+			}
+		}
 	}
-	if err := tw.Flush(); err != nil {
-		return err
-	}
-	if v := resp.GetVersion(); v != "" {
-		fmt.Fprintf(w, "version %s\n", v)
-	}
-	return nil
+	return tw.Flush()
 }
 
 func newTargetsPause(conn *connection) *cobra.Command {

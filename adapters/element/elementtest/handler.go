@@ -276,29 +276,18 @@ func (s *Server) currentAdmin(params) (any, error) {
 	return object{"clusterAdmin": admin}, nil
 }
 
-// listAdmins lists the cluster's first administrator, the account, and whoever the sessions map to.
+// listAdmins lists the cluster's first administrator, the account, and whoever signed in.
 func (s *Server) listAdmins(params) (any, error) {
 	if !s.administrator() {
 		return nil, denied
 	}
-	record := func(id int, username, method string, access []string) object {
-		return object{"access": access, "attributes": nil, "authMethod": s.spell(method), "clusterAdminID": id, "username": username}
-	}
-	admins := []object{record(1, "admin", "Cluster", []string{"administrator"}), record(7, s.options.Username, "Cluster", s.options.Access)}
-	seen := []int{1, 7}
-	for _, x := range s.sessions {
-		var access []string
-		for _, g := range x.Groups {
-			if g.Kind == "access_group" {
-				access = append(access, g.Name)
-			}
-		}
-		for _, g := range x.Groups {
-			if id, err := strconv.Atoi(g.Name); g.Kind == "cluster_admin_id" && err == nil && !slices.Contains(seen, id) {
-				seen = append(seen, id)
-				admins = append(admins, record(id, x.Username, x.Provider.Type, access))
-			}
-		}
+	admins := []object{}
+	for _, a := range append([]admin{
+		{1, "admin", "Cluster", []string{"administrator"}}, {7, s.options.Username, "Cluster", s.options.Access},
+	}, s.admins...) {
+		admins = append(admins, object{
+			"access": a.access, "attributes": nil, "authMethod": s.spell(a.method), "clusterAdminID": a.id, "username": a.username,
+		})
 	}
 	return object{"clusterAdmins": admins}, nil
 }

@@ -83,6 +83,7 @@ type Server struct {
 
 	mu            sync.Mutex
 	sessions      []adapters.Session
+	admins        []admin
 	failures      []*failure
 	refused       map[string]string
 	nulls         int
@@ -143,7 +144,31 @@ func (s *Server) SignIn(x adapters.Session) adapters.Session {
 	x.LastAccessTime = time.Time{} // Element does not tell
 	x.Groups = inOrder(x.Groups)
 	s.sessions = append(s.sessions, x)
+	s.enrol(x)
 	return x
+}
+
+// admin is a cluster administrator. They outlive the sessions that map to them.
+type admin struct {
+	id               int
+	username, method string
+	access           []string
+}
+
+// enrol makes the cluster administrators that a session maps to. The caller holds the lock.
+func (s *Server) enrol(x adapters.Session) {
+	access := []string{}
+	for _, g := range x.Groups {
+		if g.Kind == "access_group" {
+			access = append(access, g.Name)
+		}
+	}
+	for _, g := range x.Groups {
+		id, err := strconv.Atoi(g.Name)
+		if g.Kind == "cluster_admin_id" && err == nil && !slices.ContainsFunc(s.admins, func(a admin) bool { return a.id == id }) {
+			s.admins = append(s.admins, admin{id, x.Username, x.Provider.Type, access})
+		}
+	}
 }
 
 // inOrder returns groups in the order in which a session's members list them: access groups first.

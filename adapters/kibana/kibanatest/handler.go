@@ -239,6 +239,7 @@ func (s *Server) loginState(w http.ResponseWriter, r *http.Request, trouble Trou
 	})
 }
 
+// status is https://www.elastic.co/docs/api/doc/kibana/operation/operation-get-status, shortened to what tells something.
 func (s *Server) status(w http.ResponseWriter, r *http.Request, trouble Trouble) {
 	if overloaded(w, trouble) {
 		return
@@ -246,9 +247,16 @@ func (s *Server) status(w http.ResponseWriter, r *http.Request, trouble Trouble)
 	if _, ok := s.authenticate(w, r, trouble); !ok {
 		return
 	}
-	answer(w, http.StatusOK, map[string]any{
+	level, code := "available", http.StatusOK
+	if trouble == ElasticsearchDown {
+		level, code = "unavailable", http.StatusServiceUnavailable
+	}
+	answer(w, code, map[string]any{
 		"name":    "kibanatest",
 		"version": map[string]any{"number": s.options.Version, "build_flavor": "traditional"},
-		"status":  map[string]any{"overall": map[string]any{"level": "available", "summary": "All services are available"}},
+		"status": map[string]any{
+			"overall": map[string]any{"level": level, "summary": "emulated"},
+			"core":    map[string]any{"elasticsearch": map[string]any{"level": level}, "savedObjects": map[string]any{"level": level}},
+		},
 	})
 }
