@@ -120,12 +120,12 @@ func TestAStepThatGoesWrongDoesNotKeepTheOthers(t *testing.T) {
 		kind    adapters.Kind
 	}{
 		"StillAlive": {func(c *cluster) {
-			c.SetLie(elementtest.Keep)
-			c.After("DeleteAuthSessionsByUsername", func() { c.SetLie(elementtest.Honest) })
+			c.SetLie(emulator.Keep)
+			c.After("DeleteAuthSessionsByUsername", func() { c.SetLie(emulator.Honest) })
 		}, adapters.StillAlive},
 		"BadReply": {func(c *cluster) {
-			c.SetLie(elementtest.ListConfused)
-			c.After("ListAuthSessionsByUsername", func() { c.SetLie(elementtest.Honest) })
+			c.SetLie(emulator.ListConfused)
+			c.After("ListAuthSessionsByUsername", func() { c.SetLie(emulator.Honest) })
 		}, adapters.BadReply},
 		"Refused": {func(c *cluster) { c.Fail("ListAuthSessionsByUsername", 1, "xUnknownUsername") }, adapters.Rejected},
 	} {
@@ -274,8 +274,8 @@ func TestLargeRunsWithASessionThatStays(t *testing.T) {
 		c.in("Cluster", fmt.Sprint("user", i), "read")
 	}
 	// The first delete is a lie.
-	c.SetLie(elementtest.Keep)
-	c.After("DeleteAuthSession", func() { c.SetLie(elementtest.Honest) })
+	c.SetLie(emulator.Keep)
+	c.After("DeleteAuthSession", func() { c.SetLie(emulator.Honest) })
 	a := c.open(t)
 	res, err := call(t, a, accessGroup("read"))
 	if err != nil || res.Pending == nil {
@@ -301,8 +301,8 @@ func TestASessionThatStaysTakesNobodysPlace(t *testing.T) {
 	for range element.MaxLeft {
 		c.SignIn(adapters.Session{Username: "user", CreateTime: now})
 	}
-	c.SetLie(elementtest.Keep)
-	c.After("DeleteAuthSession", func() { c.SetLie(elementtest.Honest) })
+	c.SetLie(emulator.Keep)
+	c.After("DeleteAuthSession", func() { c.SetLie(emulator.Honest) })
 	a := c.open(t)
 	var resume json.RawMessage
 	for {

@@ -5,6 +5,7 @@ import (
 
 	"github.com/endsession/endsession/adapters"
 	"github.com/endsession/endsession/adapters/element/elementtest"
+	"github.com/endsession/endsession/adapters/emulator"
 )
 
 // The three ways a kill is carried out.
@@ -18,7 +19,7 @@ var ways = map[string]func(x adapters.Session) adapters.Selector{
 func TestLies(t *testing.T) {
 	for _, test := range []struct {
 		name string
-		lie  elementtest.Lie
+		lie  emulator.Lie
 		// kind is of the error; 0 for a complete run.
 		kind adapters.Kind
 		// bySession is kind for single deletes, where it differs.
@@ -28,12 +29,12 @@ func TestLies(t *testing.T) {
 		// deletes are as many as are sent at most, over three calls.
 		deletes int
 	}{
-		{name: "ItKeepsTheSession", lie: elementtest.Keep, kind: adapters.StillAlive, deletes: 3},
-		{name: "ItEndsAnother", lie: elementtest.EndAnother, kind: adapters.Rejected, other: true, deletes: 1},
-		{name: "ItEndsAnotherAndDoesNotSay", lie: elementtest.EndAnotherSilently, kind: adapters.StillAlive, deletes: 3},
-		{name: "ItListsAnother", lie: elementtest.ListAnother, kind: adapters.BadReply, bySession: -1, deletes: 0},
-		{name: "ItListsOneSessionAsTwo", lie: elementtest.ListConfused, kind: adapters.BadReply, deletes: 0},
-		{name: "ItListsSessionsTwice", lie: elementtest.ListTwice, deletes: 1},
+		{name: "ItKeepsTheSession", lie: emulator.Keep, kind: adapters.StillAlive, deletes: 3},
+		{name: "ItEndsAnother", lie: emulator.EndAnother, kind: adapters.Rejected, other: true, deletes: 1},
+		{name: "ItEndsAnotherAndDoesNotSay", lie: emulator.EndAnotherSilently, kind: adapters.StillAlive, deletes: 3},
+		{name: "ItListsAnother", lie: emulator.ListAnother, kind: adapters.BadReply, bySession: -1, deletes: 0},
+		{name: "ItListsOneSessionAsTwo", lie: emulator.ListConfused, kind: adapters.BadReply, deletes: 0},
+		{name: "ItListsSessionsTwice", lie: emulator.ListTwice, deletes: 1},
 	} {
 		for way, selector := range ways {
 			if test.bySession < 0 && way == "BySession" {
@@ -83,7 +84,7 @@ func TestItEndsOneMore(t *testing.T) {
 			c := start(elementtest.Options{})
 			c.in("Ldap", "bob")
 			alice := c.in("Cluster", "alice", "9")
-			c.SetLie(elementtest.EndMore)
+			c.SetLie(emulator.EndMore)
 			res, err := call(t, c.open(t), ways[way](alice))
 			wantKind(t, err, adapters.Rejected)
 			if res.Count != 2 || len(res.Sessions) != 2 || !res.CountIsMinimum || !warned(res.Warnings, adapters.WarnOtherSessionEnded) {
@@ -100,14 +101,14 @@ func TestAnotherAnswerThatStillMatches(t *testing.T) {
 	for _, name := range []string{"alice", "bob", "carol"} {
 		c.in("Cluster", name)
 	}
-	c.SetLie(elementtest.EndAnother)
+	c.SetLie(emulator.EndAnother)
 	a := c.open(t)
 	res, err := call(t, a, everybody)
 	wantKind(t, err, adapters.BadReply)
 	if !res.CountIsMinimum || warned(res.Warnings, adapters.WarnOtherSessionEnded) {
 		t.Errorf("result %+v", res)
 	}
-	c.SetLie(elementtest.Honest)
+	c.SetLie(emulator.Honest)
 	res, err = a.Invalidate(t.Context(), adapters.Request{Selector: everybody, Resume: res.Pending.Resume})
 	if err != nil || res.Count != 2 || len(c.Sessions()) != 0 {
 		t.Errorf("then %+v, %v, left %v", res, err, c.Sessions())
@@ -119,7 +120,7 @@ func TestAnotherUserInTheListAfterTheDelete(t *testing.T) {
 	c := start(elementtest.Options{})
 	c.in("Ldap", "bob")
 	alice := c.in("Cluster", "alice")
-	c.After("DeleteAuthSessionsByUsername", func() { c.SetLie(elementtest.ListAnother) })
+	c.After("DeleteAuthSessionsByUsername", func() { c.SetLie(emulator.ListAnother) })
 	res, err := call(t, c.open(t), user("alice"))
 	wantKind(t, err, adapters.BadReply)
 	if res.Count != 1 || c.alive(alice) || res.Verification != adapters.VerificationUnspecified {

@@ -71,7 +71,7 @@ func TestUnusedParametersOnADeleteThatEndedMore(t *testing.T) {
 	c := start(elementtest.Options{})
 	c.in("Ldap", "bob")
 	alice := c.in("Cluster", "alice")
-	c.SetLie(elementtest.EndMore)
+	c.SetLie(emulator.EndMore)
 	c.spoil = func(method string, answer []byte) []byte {
 		if strings.HasPrefix(method, "Delete") {
 			return bytes.Replace(answer, []byte(`"id":`), []byte(`"unusedParameters":{"username":"alice"},"id":`), 1)

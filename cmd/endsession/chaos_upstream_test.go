@@ -5,7 +5,7 @@ import (
 	"time"
 
 	"github.com/endsession/endsession/adapters/bigiq/bigiqtest"
-	"github.com/endsession/endsession/adapters/element/elementtest"
+	"github.com/endsession/endsession/adapters/emulator"
 	"github.com/endsession/endsession/adapters/kibana/kibanatest"
 )
 
@@ -82,7 +82,7 @@ func (s *schedule) upstreamTrouble(r *rand.Rand) {
 	if r.IntN(5) == 0 {
 		// It says that it has ended sessions, and keeps them. What it counts is no truth then; what it lists is.
 		at := span(r, 0, s.calm)
-		s.act(at, "element: lies", func(c *chaos) { c.count("element lies"); c.lied = true; c.element.SetLie(elementtest.Keep) })
-		s.act(span(r, at, min(s.calm, at+2*time.Minute)), "element: is honest", func(c *chaos) { c.element.SetLie(elementtest.Honest) })
+		s.act(at, "element: lies", func(c *chaos) { c.count("element lies"); c.lied = true; c.element.SetLie(emulator.Keep) })
+		s.act(span(r, at, min(s.calm, at+2*time.Minute)), "element: is honest", func(c *chaos) { c.element.SetLie(emulator.Honest) })
 	}
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/endsession/endsession/adapters/bigiq/bigiqtest"
 	"github.com/endsession/endsession/adapters/element/elementtest"
+	"github.com/endsession/endsession/adapters/emulator"
 )
 
 // TestDemo runs what the README begins with.
@@ -91,7 +92,7 @@ func TestDemoNotices(t *testing.T) {
 			})
 		}},
 		{name: "TooMuchAtElement", says: "WRONG: the invalidation is PARTIALLY_SUCCEEDED", spoil: func(w *world) {
-			w.targets[2].system.(*elementtest.Server).SetLie(elementtest.EndMore)
+			w.targets[2].system.(*elementtest.Server).SetLie(emulator.EndMore)
 		}},
 		{name: "AnotherExpectation", says: "WRONG: alice was signed out of apm", step: func(s *demoStep) {
 			s.dies = func(x signedIn) bool { return x.person == "bob" }

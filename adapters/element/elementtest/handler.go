@@ -295,12 +295,12 @@ func (s *Server) listAdmins(params) (any, error) {
 // listActive is for administrators only.
 func (s *Server) listActive(params) (any, error) {
 	if s.administrator() {
-		return s.list(func(adapters.Session) bool { return true }), nil
+		return s.list(func(adapters.Session) bool { return true }, true), nil
 	}
 	if !s.options.OwnActive {
 		return nil, denied
 	}
-	return s.list(s.own), nil
+	return s.list(s.own, true), nil
 }
 
 // byUsername returns what a pair of parameters selects. Only administrators may give them; anybody else has their own
@@ -335,7 +335,7 @@ func (s *Server) listByUsername(p params) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.list(which), nil
+	return s.list(which, false), nil
 }
 
 func (s *Server) deleteByUsername(p params) (any, error) {
@@ -371,7 +371,7 @@ func (s *Server) listByClusterAdmin(p params) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.list(which), nil
+	return s.list(which, false), nil
 }
 
 func (s *Server) deleteByClusterAdmin(p params) (any, error) {
@@ -382,6 +382,9 @@ func (s *Server) deleteByClusterAdmin(p params) (any, error) {
 	return s.delete(which), nil
 }
 
+// noSuchSession is what the deletion of a session that is not there is answered with; the real name is not documented.
+var noSuchSession = apiError{name: "xAuthSessionDoesNotExist"}
+
 // deleteOne ends one session. Its result holds one object, not a list.
 func (s *Server) deleteOne(p params) (any, error) {
 	id, ok, err := p.text("sessionID")
@@ -389,8 +392,8 @@ func (s *Server) deleteOne(p params) (any, error) {
 		return nil, apiError{name: "xMissingParameter"}
 	}
 	i := slices.IndexFunc(s.sessions, func(x adapters.Session) bool { return x.ID == id })
-	if i < 0 {
-		return nil, apiError{name: "xAuthSessionDoesNotExist"} // the real name is not documented
+	if i < 0 || s.hidden[id] {
+		return nil, noSuchSession
 	}
 	if name, ok := s.refused[id]; ok {
 		return nil, apiError{name: name}
@@ -398,24 +401,31 @@ func (s *Server) deleteOne(p params) (any, error) {
 	if !s.administrator() && !s.own(s.sessions[i]) {
 		return nil, denied
 	}
-	gone := s.delete(func(x adapters.Session) bool { return x.ID == id })
-	return object{"session": gone["sessions"].([]object)[0]}, nil
+	gone := s.delete(func(x adapters.Session) bool { return x.ID == id })["sessions"].([]object)
+	if len(gone) == 0 {
+		return nil, noSuchSession
+	}
+	return object{"session": gone[0]}, nil
 }
 
-// list returns the sessions selected, or a lie.
-func (s *Server) list(which func(adapters.Session) bool) object {
+// list returns the sessions selected, or a lie. whole says that it is the list of all that the caller may see.
+func (s *Server) list(which func(adapters.Session) bool, whole bool) object {
 	out := []object{}
-	for _, x := range s.sessions {
-		if which(x) {
+	for _, x := range slices.Concat(s.sessions, s.late) {
+		x = s.shown(x)
+		if which(x) && !s.leftOut(x, whole) {
 			out = append(out, s.info(x))
 		}
 	}
+	s.late = nil
 	switch s.lie {
-	case ListNone:
+	case emulator.ListNone:
 		out = []object{}
-	case ListTwice:
+	case emulator.ListTwice:
 		out = append(out, out...)
-	case ListConfused:
+	case emulator.ListPageTwice:
+		out = emulator.PageTwice(out)
+	case emulator.ListConfused:
 		for _, info := range slices.Clone(out) {
 			twin := object{}
 			for k, v := range info {
@@ -424,7 +434,7 @@ func (s *Server) list(which func(adapters.Session) bool) object {
 			twin["username"] = "somebody else"
 			out = append(out, twin)
 		}
-	case ListAnother:
+	case emulator.ListAnother:
 		if i := slices.IndexFunc(s.sessions, func(x adapters.Session) bool { return !which(x) }); i >= 0 {
 			out = append(out, s.info(s.sessions[i]))
 		}
@@ -432,34 +442,86 @@ func (s *Server) list(which func(adapters.Session) bool) object {
 	return object{"sessions": out}
 }
 
+// leftOut reports whether a list leaves a session out.
+func (s *Server) leftOut(x adapters.Session, whole bool) bool {
+	switch s.lie {
+	case emulator.ListLess, emulator.ListLessAtFirst:
+		return x.ID == s.first
+	case emulator.ListLessByName:
+		return x.ID == s.first && !whole
+	}
+	return s.hidden[x.ID]
+}
+
+// shown is a session as lists show it: as what it is, unless one of them goes by another's name.
+func (s *Server) shown(x adapters.Session) adapters.Session {
+	if s.lie != emulator.ListMisnamed || len(s.sessions) == 0 {
+		return x
+	}
+	model := s.sessions[0]
+	i := slices.IndexFunc(s.sessions, func(y adapters.Session) bool { return y.Username != model.Username })
+	if i >= 0 && s.sessions[i].ID == x.ID {
+		x.Username, x.Provider, x.Groups = model.Username, model.Provider, model.Groups
+	}
+	return x
+}
+
 // delete ends the sessions selected and returns them, or lies about it.
 func (s *Server) delete(which func(adapters.Session) bool) object {
+	selects := func(x adapters.Session) bool { return which(x) && !s.hidden[x.ID] }
 	other := slices.IndexFunc(s.sessions, func(x adapters.Session) bool { return !which(x) })
 	asked := []object{}
 	for _, x := range s.sessions {
-		if which(x) {
+		if selects(x) {
 			asked = append(asked, s.info(x))
 		}
 	}
-	if s.lie == Keep {
-		return object{"sessions": asked}
+	say := func(sessions ...object) object { return object{"sessions": append([]object{}, sessions...)} }
+	if s.lie == emulator.ListLessAtFirst {
+		s.first = ""
 	}
-	if other >= 0 && (s.lie == EndAnother || s.lie == EndAnotherSilently || s.lie == EndMore) {
+	switch s.lie {
+	case emulator.Keep:
+		return say(asked...)
+	case emulator.KeepAndHide:
+		for _, x := range s.sessions {
+			s.hidden[x.ID] = s.hidden[x.ID] || which(x)
+		}
+		return say(asked...)
+	case emulator.Deny:
+		return say()
+	case emulator.EndSilently:
+		s.remove(selects)
+		return say()
+	case emulator.EndSome:
+		if i := slices.IndexFunc(s.sessions, selects); i >= 0 {
+			s.removeOne(s.sessions[i])
+		}
+		return say(asked...)
+	case emulator.EndAnother, emulator.EndAnotherSilently, emulator.EndMore, emulator.EndMoreSilently:
+		if other < 0 {
+			break
+		}
 		victim := s.sessions[other]
-		if s.lie == EndMore {
-			s.remove(which)
-		}
-		s.remove(func(x adapters.Session) bool { return x.ID == victim.ID })
+		s.removeOne(victim)
 		switch s.lie {
-		case EndAnotherSilently:
-			return object{"sessions": asked}
-		case EndMore:
-			return object{"sessions": append(asked, s.info(victim))}
+		case emulator.EndAnother:
+			return say(s.info(victim))
+		case emulator.EndAnotherSilently:
+			return say(asked...)
+		case emulator.EndMore:
+			asked = append(asked, s.info(victim))
 		}
-		return object{"sessions": []object{s.info(victim)}}
 	}
-	s.remove(which)
-	return object{"sessions": asked}
+	gone := s.remove(selects)
+	if s.lie == emulator.ListLater {
+		s.late = gone
+	}
+	return say(asked...)
+}
+
+func (s *Server) removeOne(x adapters.Session) {
+	s.remove(func(y adapters.Session) bool { return y.ID == x.ID })
 }
 
 // info is a session as an authSessionInfo: …/reference_element_api_authsessioninfo.html

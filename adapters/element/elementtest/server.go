@@ -51,31 +51,6 @@ type Options struct {
 	Unknown []string
 }
 
-// Lie is a way not to do what is claimed.
-type Lie int
-
-// The lies.
-const (
-	// Honest is the truth.
-	Honest Lie = iota
-	// Keep claims to have ended sessions and keeps them.
-	Keep
-	// EndAnother ends another session than the one asked for, and says which.
-	EndAnother
-	// EndAnotherSilently ends another session and claims to have ended the one asked for.
-	EndAnotherSilently
-	// EndMore ends one session more than asked for, and says so.
-	EndMore
-	// ListAnother lists one session more than asked for.
-	ListAnother
-	// ListTwice lists every session twice.
-	ListTwice
-	// ListConfused lists every session twice, the second time as somebody else's.
-	ListConfused
-	// ListNone lists nothing.
-	ListNone
-)
-
 // Server is one cluster. It is safe for concurrent use.
 type Server struct {
 	options Options
@@ -87,7 +62,10 @@ type Server struct {
 	failures      []*failure
 	refused       map[string]string
 	nulls         int
-	lie           Lie
+	lie           emulator.Lie
+	first         string          // the session that lists leave out, while they do
+	hidden        map[string]bool // sessions that are there and nowhere to be found
+	late          []adapters.Session
 	before, after map[string]func()
 	calls         map[string]int
 }
@@ -112,7 +90,7 @@ func New(o Options) *Server {
 		o.Versions = append(o.Versions, "12.0", "12.2", "12.3", "12.5")
 	}
 	return &Server{
-		options: o, ids: emulator.IDs{Seed: "element"}, refused: map[string]string{},
+		options: o, ids: emulator.IDs{Seed: "element"}, refused: map[string]string{}, hidden: map[string]bool{},
 		before: map[string]func(){}, after: map[string]func(){}, calls: map[string]int{},
 	}
 }
@@ -248,11 +226,16 @@ func (s *Server) NotServing(times int) {
 	s.nulls = times
 }
 
-// SetLie says how the cluster lies from now on.
-func (s *Server) SetLie(l Lie) {
+// SetLie says how the cluster lies from now on. It can tell all lies.
+func (s *Server) SetLie(l emulator.Lie) (can bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.lie = l
+	s.lie, s.first, s.late = l, "", nil
+	clear(s.hidden)
+	if len(s.sessions) > 0 {
+		s.first = s.sessions[0].ID
+	}
+	return true
 }
 
 // SetVersions changes the API versions served, as an upgrade does.
