@@ -95,6 +95,7 @@ type Server struct {
 	failures int
 	renewals int
 	ops      int
+	lie      emulator.Lie
 }
 
 // New makes a BIG-IQ without sessions.
@@ -144,6 +145,21 @@ func (s *Server) Change(f func(*Quirks)) {
 	defer s.mu.Unlock()
 	s.advance()
 	f(&s.quirks)
+}
+
+// SetLie says how BIG-IQ lies from now on, and reports whether it can: it does not tell what it ended, but shows for whom
+// and where a task is, and lists what it manages.
+func (s *Server) SetLie(l emulator.Lie) (can bool) {
+	switch l {
+	case emulator.Deny, emulator.EndSilently, emulator.ListLessAtFirst, emulator.ListLessByName, emulator.ListLater,
+		emulator.ListAnother, emulator.ListMisnamed:
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.advance()
+	s.lie = l
+	return true
 }
 
 // Logins returns how many logins succeeded and failed, and how many tokens were exchanged.
@@ -443,11 +459,33 @@ func (s *Server) listDevices(w http.ResponseWriter, r *http.Request) {
 		}
 		items = append(items, doc)
 	}
+	items = s.told(items)
+	if s.lie == emulator.ListConfused {
+		for _, d := range s.devices {
+			d.Cluster = "OtherCluster"
+			items = append(items, d.document())
+		}
+	}
 	// The how-to's answer has a link to another port of localhost, and a filter in it that was not asked for.
 	emulator.WriteJSON(w, http.StatusOK, map[string]any{
 		"items": items, "totalItems": 1, "generation": 0, "lastUpdateMicros": 0,
 		"selfLink": "http://localhost:8100/cm/system/machineid-resolver/?$filter=%27address%27+eq+%2710.192.123.198%27",
 	})
+}
+
+// told is a list as BIG-IQ tells it.
+func (s *Server) told(items []map[string]any) []map[string]any {
+	switch s.lie {
+	case emulator.ListNone:
+		return []map[string]any{}
+	case emulator.ListLess:
+		return items[min(1, len(items)):]
+	case emulator.ListTwice:
+		return append(items, items...)
+	case emulator.ListPageTwice:
+		return emulator.PageTwice(items)
+	}
+	return items
 }
 
 // getDevice answers for a device reference.
@@ -519,6 +557,7 @@ func (s *Server) listGroups(w http.ResponseWriter, r *http.Request) {
 			list(d.Cluster)
 		}
 	}
+	items = s.told(items)
 	emulator.WriteJSON(w, http.StatusOK, map[string]any{
 		"selfLink": "https://localhost/mgmt/shared/resolver/device-groups", "totalItems": 1, "items": items, "generation": 23,
 		"kind": "shared:resolver:device-groups:devicegroupcollectionstate", "lastUpdateMicros": int64(1479942921954266),

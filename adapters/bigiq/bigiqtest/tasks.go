@@ -84,6 +84,7 @@ func (s *Server) createTask(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, r, http.StatusBadRequest, message, string(text))
 		return
 	}
+	s.mistake(t)
 	t.ends = t.begins.Add(s.opts.TaskTime)
 	s.tasks = append(s.tasks, t)
 	s.answer(w, t, nil)
@@ -177,6 +178,10 @@ func (s *Server) work(t *task) {
 		return
 	}
 	t.step = "KILL"
+	if s.lied(t, devices) {
+		t.status, t.step, t.result = "FINISHED", "DONE", "COMPLETE"
+		return
+	}
 	failed := 0
 	for _, d := range devices {
 		ids, all := wanted(t.order, d)
@@ -194,14 +199,7 @@ func (s *Server) work(t *task) {
 				gone = append(gone, id)
 			}
 		}
-		s.sessions = slices.DeleteFunc(s.sessions, func(x adapters.Session) bool {
-			hit := x.Device == d.MachineID && (all || slices.Contains(ids, x.ID)) &&
-				(t.order.action != "KILL_BY_USER" || x.Username == t.order.userName)
-			if hit {
-				t.ended = append(t.ended, x.Key())
-			}
-			return hit
-		})
+		s.end(t, func(x adapters.Session) bool { return x.Device == d.MachineID && t.order.selects(x, ids, all) })
 		if s.quirks.GoneIDsFail && len(gone) > 0 {
 			detail["failedIds"] = gone
 			t.details = append(t.details, detail)
@@ -216,6 +214,104 @@ func (s *Server) work(t *task) {
 	default:
 		t.status, t.step, t.result = "FINISHED", "DONE", "COMPLETE"
 	}
+}
+
+// end removes sessions, as a task does.
+func (s *Server) end(t *task, which func(adapters.Session) bool) {
+	s.sessions = slices.DeleteFunc(s.sessions, func(x adapters.Session) bool {
+		hit := which(x)
+		if hit {
+			t.ended = append(t.ended, x.Key())
+		}
+		return hit
+	})
+}
+
+// selects reports whether an order is about a session on one of its devices, of which it wants these ids, or all.
+func (o order) selects(x adapters.Session, ids []string, all bool) bool {
+	return (all || slices.Contains(ids, x.ID)) && (o.action != "KILL_BY_USER" || x.Username == o.userName)
+}
+
+// orders reports whether a session is one that an order ends.
+func (s *Server) orders(o order, x adapters.Session) bool {
+	devices, _ := s.resolve(o)
+	return slices.ContainsFunc(devices, func(d Device) bool {
+		ids, all := wanted(o, d)
+		return x.Device == d.MachineID && o.selects(x, ids, all)
+	})
+}
+
+// lied reports whether a task has done something else than its order, and will not say so.
+func (s *Server) lied(t *task, devices []Device) bool {
+	asked := func(x adapters.Session) bool {
+		return slices.ContainsFunc(devices, func(d Device) bool { return d.MachineID == x.Device }) && s.orders(t.order, x)
+	}
+	one := func(which func(adapters.Session) bool) {
+		if i := slices.IndexFunc(s.sessions, which); i >= 0 {
+			key := s.sessions[i].Key()
+			s.end(t, func(x adapters.Session) bool { return x.Key() == key })
+		}
+	}
+	another := func(x adapters.Session) bool { return !asked(x) }
+	switch s.lie {
+	case emulator.Keep, emulator.KeepAndHide:
+	case emulator.EndSome:
+		one(asked)
+	case emulator.EndAnotherSilently:
+		one(another)
+	case emulator.EndMoreSilently:
+		one(another)
+		s.end(t, asked)
+	default:
+		return false
+	}
+	return true
+}
+
+// mistake takes an order for another one, which the task then shows: for somebody else's sessions, or in more places.
+func (s *Server) mistake(t *task) {
+	set := func(field string, v any) { t.fields[field], _ = json.Marshal(v) }
+	i := slices.IndexFunc(s.sessions, func(x adapters.Session) bool { return x.Username != "" && !s.orders(t.order, x) })
+	if i < 0 {
+		return
+	}
+	x := s.sessions[i]
+	switch s.lie {
+	case emulator.EndAnother:
+		switch t.order.action {
+		case "KILL_BY_USER":
+			t.order.userName = x.Username
+			set("userName", x.Username)
+		case "KILL_BY_LIST_OF_SESSIONS":
+			l := sessionsOn{SessionIDs: []string{x.ID}}
+			l.DeviceReference.Link = deviceLink(x.Device)
+			t.order.sessions = []sessionsOn{l}
+			set("sessions", t.order.sessions)
+		default:
+			s.widen(t, set)
+		}
+	case emulator.EndMore:
+		s.widen(t, set)
+	}
+}
+
+// widen has a task end everything there is, or the same user's sessions everywhere.
+func (s *Server) widen(t *task, set func(string, any)) {
+	t.order.clusters, t.order.accessGroups = nil, nil
+	for _, d := range s.devices {
+		if d.Cluster != "" && !slices.Contains(t.order.clusters, d.Cluster) {
+			t.order.clusters = append(t.order.clusters, d.Cluster)
+		}
+		if g := d.group(); g != "" && !slices.Contains(t.order.accessGroups, g) {
+			t.order.accessGroups = append(t.order.accessGroups, g)
+		}
+	}
+	if t.order.action == "KILL_BY_LIST_OF_SESSIONS" {
+		t.order.action = "KILL_ALL_SESSIONS"
+		set("action", t.order.action)
+	}
+	set("clusterNames", t.order.clusters)
+	set("accessGroupNames", t.order.accessGroups)
 }
 
 // wanted says which sessions of a device a task is about. For KILL_ALL_SESSIONS that is all, whatever userName says.

@@ -4,6 +4,7 @@ import (
 	"crypto/sha3"
 	"encoding/hex"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -67,6 +68,8 @@ type Server struct {
 	changes   int // so far
 	refreshed int // how many of them an explicit refresh has made searchable
 	trouble   Trouble
+	lie       emulator.Lie
+	hidden    map[*document]bool // documents that no deletion finds any more
 }
 
 var _ http.Handler = (*Server)(nil)
@@ -128,6 +131,66 @@ func (s *Server) Suffer(t Trouble) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.trouble = t
+}
+
+// SetLie says how Kibana lies from now on, and reports whether it can: it lists no sessions, so that it can only lie about
+// what it ended.
+func (s *Server) SetLie(l emulator.Lie) (can bool) {
+	switch l {
+	case emulator.Honest, emulator.Keep, emulator.KeepAndHide, emulator.Deny, emulator.EndSilently, emulator.EndSome,
+		emulator.EndAnother, emulator.EndAnotherSilently, emulator.EndMore, emulator.EndMoreSilently:
+	default:
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lie, s.hidden = l, map[*document]bool{}
+	return true
+}
+
+// lied carries out a deletion of the documents found as the lie has it, and returns the total that is told. The caller
+// holds the lock.
+func (s *Server) lied(found []*document, now time.Time) (total int) {
+	found = slices.DeleteFunc(found, func(d *document) bool { return s.hidden[d] || d.deleted != nil })
+	remove := func(ds ...*document) {
+		for _, d := range ds {
+			gone := s.write(now)
+			d.deleted = &gone
+		}
+	}
+	other := slices.IndexFunc(s.documents, func(d *document) bool { return d.deleted == nil && !slices.Contains(found, d) })
+	switch s.lie {
+	case emulator.Keep:
+		return len(found)
+	case emulator.KeepAndHide:
+		for _, d := range found {
+			s.hidden[d] = true
+		}
+		return len(found)
+	case emulator.Deny:
+		return 0
+	case emulator.EndSilently:
+		remove(found...)
+		return 0
+	case emulator.EndSome:
+		if len(found) > 0 {
+			remove(found[0])
+		}
+		return len(found)
+	}
+	if other < 0 || len(found) == 0 {
+		remove(found...)
+		return len(found)
+	}
+	remove(s.documents[other])
+	switch s.lie {
+	case emulator.EndMore:
+		remove(found...)
+		return len(found) + 1
+	case emulator.EndMoreSilently:
+		remove(found...)
+	}
+	return len(found) // it ended another, and its answer has no place to say which
 }
 
 // SignIn adds a session. Without a user name it is a login in progress. Without a provider it is one of basic/basic;
@@ -247,6 +310,9 @@ func (s *Server) deleteByQuery(match func(*document) bool) (deleted int, conflic
 	}
 	clear(s.documents[len(kept):])
 	s.documents = kept
+	if s.lie != emulator.Honest {
+		return s.lied(found, now), false
+	}
 	for len(found) > 0 && !conflict {
 		n := min(batchSize, len(found))
 		for _, d := range found[:n] {
