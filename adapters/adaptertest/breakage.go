@@ -281,43 +281,43 @@ func storm(t *testing.T, h Harness, d drill) {
 	}
 }
 
-// newcomers has somebody whom the selector matches sign in after every request that ends sessions.
-func newcomers(t *testing.T, h Harness, d drill) {
+// newcomers has somebody whom the selector matches sign in after every request that ends sessions, or in every gap: before
+// each request, too.
+func newcomers(t *testing.T, h Harness, d drill, gaps bool) {
 	sent, _ := d.clean(t, h)
 	w, r := d.start(t, h)
 	defer w.close()
 	listed := w.preview(r.sel).Listed
 	ended, _ := h.split(r.sel, w.seeded)
 	again := ended[0]
-	again.ID = ""
+	again.ID, again.CreateTime, again.LastAccessTime, again.ExpireTime = "", time.Time{}, time.Time{}, time.Time{}
 	if !r.sel.Match(again) {
 		return // sessions by id: nobody new can match
 	}
 	var added []adapters.Session
 	var mu sync.Mutex
-	w.tape.onMutation = func() {
+	signIn := func() {
 		mu.Lock()
 		defer mu.Unlock()
 		if len(added) < 500 {
 			added = append(added, w.e.SignIn(again))
 		}
 	}
+	w.tape.onMutation = signIn
+	if gaps {
+		w.tape.onRequest = func(int) { signIn() }
+	}
 	if err := r.drive(w.ctx); err != nil {
 		w.errorf("Invalidate: %v", err)
 	}
 	died := w.judge(true, r.sel)
-	left := 0
-	for _, x := range added {
-		if slices.ContainsFunc(w.e.Sessions(), func(y adapters.Session) bool { return x.Key() == y.Key() }) {
-			left++
-		}
-	}
-	w.judgeCount(r.out, died+len(added)-left)
+	_, left := w.fates(added)
+	w.judgeCount(r.out, died+len(added)-len(left))
 	if bound, got := 4*len(mutating(sent))+10, len(mutating(w.tape.sent())); got > bound {
 		w.errorf("sent %d requests that end sessions, want at most %d: it pursues whoever signs in", got, bound)
 	}
-	if listed && left > 0 && !r.out.Warned(adapters.WarnSignedInAgain) {
-		w.errorf("%d sessions began meanwhile and are there; warnings %+v, want %s", left, r.out.Warnings, adapters.WarnSignedInAgain)
+	if listed && len(left) > 0 && !r.out.Warned(adapters.WarnSignedInAgain) {
+		w.errorf("%d sessions began meanwhile and are there; warnings %+v, want %s", len(left), r.out.Warnings, adapters.WarnSignedInAgain)
 	}
 }
 

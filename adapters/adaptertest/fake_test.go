@@ -25,6 +25,16 @@ type target struct {
 	mu       sync.Mutex
 	ids      emulator.IDs
 	sessions []adapters.Session
+	lie      emulator.Lie
+	hidden   []string
+}
+
+// SetLie implements [adaptertest.Emulator].
+func (e *target) SetLie(l emulator.Lie) (can bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.lie = l
+	return slices.Contains([]emulator.Lie{emulator.Honest, emulator.Keep, emulator.KeepAndHide, emulator.EndMore, emulator.ListNone}, l)
 }
 
 func (e *target) SignIn(x adapters.Session) adapters.Session {
@@ -49,11 +59,36 @@ func (e *target) Transport() http.RoundTripper { return emulator.Transport(e.Han
 func (e *target) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /sessions", func(w http.ResponseWriter, _ *http.Request) {
-		emulator.WriteJSON(w, http.StatusOK, map[string]any{"sessions": e.Sessions(), "providers": providers})
+		e.mu.Lock()
+		hidden := e.hidden
+		if e.lie == emulator.ListNone {
+			for _, x := range e.sessions {
+				hidden = append(hidden, x.ID)
+			}
+		}
+		e.mu.Unlock()
+		shown := slices.DeleteFunc(e.Sessions(), func(x adapters.Session) bool { return slices.Contains(hidden, x.ID) })
+		emulator.WriteJSON(w, http.StatusOK, map[string]any{"sessions": shown, "providers": providers})
 	})
 	mux.HandleFunc("DELETE /sessions/{id}", func(w http.ResponseWriter, r *http.Request) {
 		e.mu.Lock()
 		defer e.mu.Unlock()
+		switch e.lie {
+		case emulator.KeepAndHide:
+			e.hidden = append(e.hidden, r.PathValue("id"))
+			fallthrough
+		case emulator.Keep:
+			emulator.WriteJSON(w, http.StatusOK, map[string]any{"ended": 1})
+			return
+		case emulator.EndMore:
+			i := slices.IndexFunc(e.sessions, func(x adapters.Session) bool { return x.ID != r.PathValue("id") })
+			if i >= 0 {
+				e.sessions = slices.Delete(e.sessions, i, i+1)
+			}
+			e.sessions = slices.DeleteFunc(e.sessions, func(x adapters.Session) bool { return x.ID == r.PathValue("id") })
+			emulator.WriteJSON(w, http.StatusOK, map[string]any{"ended": 2})
+			return
+		}
 		before := len(e.sessions)
 		e.sessions = slices.DeleteFunc(e.sessions, func(x adapters.Session) bool { return x.ID == r.PathValue("id") })
 		emulator.WriteJSON(w, http.StatusOK, map[string]any{"ended": before - len(e.sessions)})
@@ -271,6 +306,13 @@ func (a *adapter) Invalidate(ctx context.Context, req adapters.Request) (res ada
 				n *= 2
 			}
 			res.Count += n
+			if n > 1 && a.flaw != "counts twice" {
+				res.Warnings = append(res.Warnings, adapters.Warning{Code: adapters.WarnOtherSessionEnded, Message: "another ended"})
+				res.CountIsMinimum, res.Pending = true, st.pending(0)
+				if a.flaw != "goes on when another ended" {
+					return res, adapters.Errorf(adapters.Rejected, "another ended")
+				}
+			}
 			if n > 0 {
 				st.Ended = true
 				res.Sessions = append(res.Sessions, x)
@@ -298,7 +340,7 @@ func (a *adapter) Invalidate(ctx context.Context, req adapters.Request) (res ada
 				return res, err
 			}
 		}
-		if len(st.Seen) > 0 {
+		if len(st.Seen) > 0 && a.flaw != "does not look again" {
 			st.Verify = true
 			res.Pending = st.pending(time.Second)
 			if a.flaw == "makes its resume wrong" {
@@ -331,6 +373,9 @@ func (a *adapter) Invalidate(ctx context.Context, req adapters.Request) (res ada
 		res.Warnings = append(res.Warnings, adapters.Warning{Code: adapters.WarnNoSessionMatched, Message: "none"})
 	}
 	res.Verification = adapters.ConfirmedByList
+	if a.flaw == "calls what it cannot know unverifiable" && len(st.Seen) == 0 {
+		res.Verification = adapters.Unverifiable
+	}
 	if a.flaw == "forgets the verification" {
 		res.Verification = 0
 	}
@@ -457,7 +502,10 @@ func harness(f flaw) adaptertest.Harness {
 		Providers: []adapters.Provider{providers[0], providers[1], providers[2], {Type: "saml"}},
 		Groups:    []adapters.Group{{Kind: "group", Name: "staff"}, {Kind: "group", Name: "ops"}},
 		Secrets:   []string{token},
-		Start:     func(testing.TB) adaptertest.Emulator { return &target{} },
+		Undetected: map[emulator.Lie]adapters.Verification{
+			emulator.KeepAndHide: adapters.ConfirmedByList, emulator.ListNone: adapters.ConfirmedByList,
+		},
+		Start: func(testing.TB) adaptertest.Emulator { return &target{} },
 		Open: func(t testing.TB, _ adaptertest.Emulator, deps adapters.Deps) adapters.Adapter {
 			base, err := httpclient.ParseURL("https://fake.example")
 			if err != nil {

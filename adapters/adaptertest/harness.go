@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/endsession/endsession/adapters"
+	"github.com/endsession/endsession/adapters/emulator"
 )
 
 // Harness is what an adapter's test hands to [Run].
@@ -43,6 +44,11 @@ type Harness struct {
 	// Exact tells which sessions a selector that Supports accepts must end, for targets where this is less than
 	// Selector.Match says because of a documented limit. Nil: Match itself. It can only ever narrow.
 	Exact func(sel adapters.Selector, x adapters.Session) bool
+
+	// Undetected are the lies of which the target gives no sign, with the verification that a run then ends with although
+	// its sessions are there, or others' have ended: it claims what the target claims, and the target's page under
+	// docs/targets says what that is worth. The suite wants every other lie found out, and these not.
+	Undetected map[emulator.Lie]adapters.Verification
 }
 
 // Emulator is an emulated target.
@@ -51,6 +57,9 @@ type Emulator interface {
 	SignIn(x adapters.Session) adapters.Session
 	// Sessions returns who is still signed in.
 	Sessions() []adapters.Session
+	// SetLie says how the target lies from now on, and reports whether this target can: where it tells nothing of the
+	// kind, there is nothing to lie about.
+	SetLie(l emulator.Lie) (can bool)
 	// Transport reaches the emulator in memory, also inside a synctest bubble.
 	Transport() http.RoundTripper
 	// Handler serves the emulator over a real listener.

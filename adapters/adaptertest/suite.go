@@ -51,7 +51,14 @@ func Run(t *testing.T, h Harness) {
 			bubble(t, "VettingStopsEveryRequestThatEndsSessions/"+d.name, func(t *testing.T) { vettingStops(t, h, d) })
 		}
 		bubble(t, "StormOfFaultsEndsRight/"+d.name, func(t *testing.T) { storm(t, h, d) })
-		bubble(t, "SessionsThatBeginMeanwhileDoNotHoldTheRunUp/"+d.name, func(t *testing.T) { newcomers(t, h, d) })
+		bubble(t, "SessionsThatBeginMeanwhileDoNotHoldTheRunUp/"+d.name, func(t *testing.T) { newcomers(t, h, d, false) })
+		bubble(t, "SomebodySignsInAgainInEveryGap/"+d.name, func(t *testing.T) { newcomers(t, h, d, true) })
+	}
+	every := h.drillsOf(t, combinations...)
+	for _, lie := range emulator.Lies() {
+		if h.Start(t).SetLie(lie) {
+			bubble(t, "LiesAreNotBelieved/"+string(lie), func(t *testing.T) { liesAreNotBelieved(t, h, every, lie) })
+		}
 	}
 	for _, f := range troubles() {
 		bubble(t, "FaultInAPreviewEndsNobody/"+f.Name, func(t *testing.T) { faultInPreview(t, h, drills[0], f) })
@@ -89,13 +96,14 @@ type world struct {
 	cancel context.CancelFunc
 }
 
-// newWorld signs people in and opens an adapter. A minute later the test begins.
+// newWorld signs people in, a second apart, and opens an adapter. A minute later the test begins.
 func newWorld(t testing.TB, h Harness, people []adapters.Session) *world {
 	t.Helper()
 	w := &world{t: t, h: h, e: h.Start(t), logs: &logs{}}
 	for _, x := range people {
 		x.Groups = slices.Clone(x.Groups)
 		w.seeded = append(w.seeded, w.e.SignIn(x))
+		time.Sleep(time.Second)
 	}
 	time.Sleep(time.Minute)
 	w.reopen()
@@ -522,36 +530,43 @@ type drill struct {
 
 // drills picks one selector by user, the broadest one there is, and one more sort.
 func (h Harness) drills(t *testing.T) []drill {
-	var out []drill
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, h, h.few())
-		defer w.close()
-		add := func(cs ...adapters.Criteria) {
-			for _, c := range cs {
-				if !h.Type.Supports(c) {
-					continue
-				}
-				best, most := -1, 0
-				for i, sel := range h.selectors(c, w.seeded) {
-					if ended, _ := h.split(sel, w.seeded); len(ended) > most && w.a.Supports(sel) == nil {
-						best, most = i, len(ended)
-					}
-				}
-				if best >= 0 {
-					out = append(out, drill{c.String(), func(seeded []adapters.Session) adapters.Selector {
-						return h.selectors(c, seeded)[best]
-					}})
-					return
-				}
-			}
-		}
-		add(adapters.ByUser, adapters.ByUser|adapters.ByProvider, adapters.ByUser|adapters.ByGroup)
-		add(adapters.All, adapters.ByProvider, adapters.ByGroup)
-		add(adapters.BySessions, adapters.ByUser|adapters.ByProvider, adapters.ByUser|adapters.ByGroup)
-	})
+	first := func(cs ...adapters.Criteria) []drill {
+		ds := h.drillsOf(t, cs...)
+		return ds[:min(1, len(ds))]
+	}
+	out := slices.Concat(
+		first(adapters.ByUser, adapters.ByUser|adapters.ByProvider, adapters.ByUser|adapters.ByGroup),
+		first(adapters.All, adapters.ByProvider, adapters.ByGroup),
+		first(adapters.BySessions, adapters.ByUser|adapters.ByProvider, adapters.ByUser|adapters.ByGroup),
+	)
 	if len(out) == 0 {
 		t.Fatal("adaptertest: the harness has no selector that ends anybody")
 	}
+	return out
+}
+
+// drillsOf picks the selector of each combination that ends most.
+func (h Harness) drillsOf(t *testing.T, cs ...adapters.Criteria) (out []drill) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, h, h.few())
+		defer w.close()
+		for _, c := range cs {
+			if !h.Type.Supports(c) {
+				continue
+			}
+			best, most := -1, 0
+			for i, sel := range h.selectors(c, w.seeded) {
+				if ended, _ := h.split(sel, w.seeded); len(ended) > most && w.a.Supports(sel) == nil {
+					best, most = i, len(ended)
+				}
+			}
+			if best >= 0 {
+				out = append(out, drill{c.String(), func(seeded []adapters.Session) adapters.Selector {
+					return h.selectors(c, seeded)[best]
+				}})
+			}
+		}
+	})
 	return out
 }
 

@@ -268,6 +268,12 @@ func (a *Adapter) start(ctx context.Context, ds []demand, p *progress, i int, be
 	case err == nil:
 		p.Tasks[i].ID, p.Polls, p.Operation = id, 0, id
 		a.log.Debug("task started", "task", id)
+	case errors.Is(err, errMistaken):
+		result.CountIsMinimum = true
+		result.Warnings = append(result.Warnings, adapters.Warning{
+			Code: adapters.WarnOtherSessionEnded, Message: "BIG-IQ has made a task for sessions that were not asked for: see the task at BIG-IQ",
+		})
+		return fail(err)
 	case adapters.KindOf(err) == adapters.Rejected && len(ds) > 1:
 		// The other users' sessions can still be ended.
 		p.Tasks[i].Failed = verdictOf(err)

@@ -9,6 +9,7 @@ import (
 	"github.com/endsession/endsession/adapters/adaptertest"
 	"github.com/endsession/endsession/adapters/bigiq"
 	"github.com/endsession/endsession/adapters/bigiq/bigiqtest"
+	"github.com/endsession/endsession/adapters/emulator"
 )
 
 func harness() adaptertest.Harness {
@@ -20,6 +21,13 @@ func harness() adaptertest.Harness {
 		Groups: []adapters.Group{
 			group("access_group", "TestGroup1"), group("cluster", "BlueCluster"), group("device", bigiqtest.Branch),
 			group("device", bigiqtest.Lone), group("cluster", "RedCluster"), group("access_group", "TestGroup2"),
+		},
+		// The end of a task is all that BIG-IQ tells.
+		Undetected: map[emulator.Lie]adapters.Verification{
+			emulator.Keep:               adapters.Unverifiable,
+			emulator.KeepAndHide:        adapters.Unverifiable,
+			emulator.EndSome:            adapters.Unverifiable,
+			emulator.EndAnotherSilently: adapters.Unverifiable,
 		},
 		Secrets: []string{password, "eyJhbGciOiJSUzM4NCJ9.", "eyJyZWZyZXNo."},
 		Start:   func(testing.TB) adaptertest.Emulator { return bigiqtest.New(bigiqtest.Options{}) },
@@ -59,5 +67,7 @@ func TestConformanceWhenDiscovering(t *testing.T) {
 		}
 		return a
 	}
+	// A device that BIG-IQ does not list is not discovered.
+	h.Undetected[emulator.ListPageTwice] = adapters.Unverifiable
 	adaptertest.Run(t, h)
 }

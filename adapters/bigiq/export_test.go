@@ -15,11 +15,12 @@ func Reply(status int, body string) httpclient.Reply {
 }
 
 // DecodeCreated decodes the answer to a KILL_BY_USER, or, without a user, to a KILL_ALL_SESSIONS.
-func DecodeCreated(r httpclient.Reply, user string) (string, error) {
+func DecodeCreated(r httpclient.Reply, user string, accessGroups ...string) (string, error) {
+	where := union{AccessGroupNames: accessGroups}
 	if user == "" {
-		return decodeCreated(r, killAll{Action: actionAll})
+		return decodeCreated(r, killAll{Action: actionAll, union: where})
 	}
-	return decodeCreated(r, killByUser{Action: actionUser, UserName: user})
+	return decodeCreated(r, killByUser{Action: actionUser, UserName: user, union: where})
 }
 
 // DecodeTask decodes the answer to a poll: pending, or an error, or neither when the task succeeded.

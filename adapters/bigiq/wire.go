@@ -119,6 +119,11 @@ type taskReply struct {
 	UserName  string `json:"userName"`
 	Requester string `json:"username"`
 
+	// Where, as far as it is shown. Of deviceReferences BIG-IQ shows more than it was asked for, in the guides' samples.
+	AccessGroupNames json.RawMessage `json:"accessGroupNames"`
+	ClusterNames     json.RawMessage `json:"clusterNames"`
+	Sessions         json.RawMessage `json:"sessions"`
+
 	Status       string          `json:"status"`
 	Result       string          `json:"result"`
 	Details      json.RawMessage `json:"resultDetails"`
@@ -141,32 +146,74 @@ func (t taskReply) one(match func(taskReply) bool) (taskReply, bool) {
 	return found[0], true
 }
 
-// decodeCreated returns the id of the task that a POST has made.
+// errMistaken marks a task that was made for something else than what was asked for.
+var errMistaken = errors.New("another task")
+
+// decodeCreated returns the id of the task that a POST has made. A task that shows that it is for another user, or in more
+// places, is an error for good: to ask again could end even more.
 func decodeCreated(r httpclient.Reply, body any) (string, error) {
 	var t taskReply
 	if err := r.Decode(&t); err != nil {
 		return "", err
 	}
-	action, user := identity(body)
-	t, ok := t.one(func(t taskReply) bool {
-		return t.taskID() != "" && cmp.Or(t.Action, action) == action && cmp.Or(t.UserName, user) == user
-	})
-	if !ok {
-		return "", adapters.Errorf(adapters.BadReply, "BIG-IQ accepted the task and did not say under which id")
+	tasks := []taskReply{t}
+	if t.Items != nil {
+		tasks = t.Items // as the reference has it
 	}
-	return t.taskID(), nil
+	made := slices.DeleteFunc(tasks, func(t taskReply) bool { return t.Items != nil || t.taskID() == "" })
+	var found []taskReply
+	for _, t := range made {
+		if t.is(body) {
+			found = append(found, t)
+		}
+	}
+	switch {
+	case len(found) == 1:
+		return found[0].taskID(), nil
+	case len(made) == 1:
+		return "", adapters.Wrap(adapters.Rejected, errMistaken, "BIG-IQ shows a task for other sessions than those asked for; it is not asked again")
+	}
+	// Several would be a guess: an older task of the same content must not be taken for this one.
+	return "", adapters.Errorf(adapters.BadReply, "BIG-IQ accepted the task and did not say under which id")
 }
 
-func identity(body any) (action, user string) {
+// is reports whether a task, as far as it shows, is the one that body asks for, and in no place more.
+func (t taskReply) is(body any) bool {
+	action, user, where, listed := "", "", union{}, []sessionsOn(nil)
 	switch b := body.(type) {
 	case killByUser:
-		return b.Action, b.UserName
+		action, user, where = b.Action, b.UserName, b.union
 	case killAll:
-		return b.Action, ""
+		action, where = b.Action, b.union
 	case killListed:
-		return b.Action, ""
+		action, listed = b.Action, b.Sessions
 	}
-	return "", ""
+	return cmp.Or(t.Action, action) == action && cmp.Or(t.UserName, user) == user &&
+		among(t.AccessGroupNames, where.AccessGroupNames) && among(t.ClusterNames, where.ClusterNames) && t.lists(listed)
+}
+
+// among reports whether a list of names, if it is one, holds none but those asked for.
+func among(raw json.RawMessage, asked []string) bool {
+	var names []string
+	return json.Unmarshal(raw, &names) != nil || !slices.ContainsFunc(names, func(n string) bool { return !slices.Contains(asked, n) })
+}
+
+// lists reports whether the sessions shown, if any are, are among those asked for.
+func (t taskReply) lists(asked []sessionsOn) bool {
+	var shown []sessionsOn
+	if json.Unmarshal(t.Sessions, &shown) != nil {
+		return true
+	}
+	for _, l := range shown {
+		for _, id := range l.SessionIDs {
+			if !slices.ContainsFunc(asked, func(a sessionsOn) bool {
+				return deviceName(a.DeviceReference.Link) == deviceName(l.DeviceReference.Link) && slices.Contains(a.SessionIDs, id)
+			}) {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // taskID is the task's id, or what its link ends in. The link's host is BIG-IQ's own localhost and means nothing here;
@@ -217,7 +264,7 @@ func decodeTask(r httpclient.Reply, id string) (outcome, error) {
 	}
 	switch t.Status {
 	case "FINISHED":
-		if t.Result == "COMPLETE" {
+		if t.Result == "COMPLETE" && t.failures() == 0 {
 			return outcome{}, nil
 		}
 		return outcome{failed: &verdict{Kind: adapters.Failed,
@@ -244,22 +291,31 @@ func (t taskReply) deviceMissing() bool {
 		strings.HasPrefix(message, "item not found at /cm/system/machineid-resolver/")
 }
 
+// failures is the number of sessions that the task says it did not end.
+func (t taskReply) failures() (n int) {
+	var details []struct {
+		FailedIDs []json.RawMessage `json:"failedIds"`
+	}
+	_ = json.Unmarshal(t.Details, &details) // what cannot be read tells nothing
+	for _, d := range details {
+		n += len(d.FailedIDs)
+	}
+	return n
+}
+
 // maxHosts bounds how many hosts a message names.
 const maxHosts = 5
 
 // where says which devices failed, as far as resultDetails tells. Only what looks like a host name gets through.
 func (t taskReply) where() string {
 	var details []struct {
-		Host      string            `json:"host"`
-		FailedIDs []json.RawMessage `json:"failedIds"`
+		Host string `json:"host"`
 	}
 	if json.Unmarshal(t.Details, &details) != nil || len(details) == 0 {
 		return ""
 	}
 	var hosts []string
-	ids := 0
 	for _, d := range details {
-		ids += len(d.FailedIDs)
 		if deviceWord.MatchString(d.Host) {
 			hosts = add(hosts, d.Host)
 		}
@@ -274,7 +330,7 @@ func (t taskReply) where() string {
 			s += ", …"
 		}
 	}
-	if ids > 0 {
+	if ids := t.failures(); ids > 0 {
 		s += fmt.Sprintf("; sessions not ended: %d", ids)
 	}
 	return s + ")"
@@ -314,7 +370,8 @@ type deviceReply struct {
 }
 
 // decodeDevices reads the resolver's answer. The items are counted; its totalItems is not to be trusted. A device that
-// cannot be understood is an error: left out, its sessions would stay alive unnoticed.
+// cannot be understood is an error: left out, its sessions would stay alive unnoticed. So is one that comes twice, and
+// differs.
 func decodeDevices(r httpclient.Reply) ([]device, error) {
 	var list struct {
 		Items *[]deviceReply `json:"items"`
@@ -326,6 +383,7 @@ func decodeDevices(r httpclient.Reply) ([]device, error) {
 		return nil, adapters.Errorf(adapters.BadReply, "BIG-IQ did not list its devices")
 	}
 	var ds []device
+	seen := map[string]device{}
 	for _, x := range *list.Items {
 		d := device{
 			MachineID: cmp.Or(x.MachineID, x.UUID), Hostname: x.Hostname, Address: x.Address, Link: x.SelfLink, State: x.State,
@@ -335,7 +393,13 @@ func decodeDevices(r httpclient.Reply) ([]device, error) {
 		if !deviceWord.MatchString(d.MachineID) || !strings.HasSuffix(d.Link, "/"+d.MachineID) {
 			return nil, adapters.Errorf(adapters.BadReply, "BIG-IQ lists a device without a machine id or a reference")
 		}
-		ds = append(ds, d)
+		switch y, twice := seen[d.MachineID]; {
+		case !twice:
+			ds = append(ds, d)
+			seen[d.MachineID] = d
+		case y != d:
+			return nil, adapters.Errorf(adapters.BadReply, "BIG-IQ lists two devices under one machine id")
+		}
 	}
 	return ds, nil
 }

@@ -25,14 +25,14 @@ const created = `{
 
 func TestRequesterIsNotTheTarget(t *testing.T) {
 	const id = "1834e57c-94a2-42eb-860a-1d5cf67ba9bf"
-	if got, err := bigiq.DecodeCreated(bigiq.Reply(200, created), "user2"); got != id || err != nil {
+	if got, err := bigiq.DecodeCreated(bigiq.Reply(200, created), "user2", "TestGroup1", "TestGroup2"); got != id || err != nil {
 		t.Errorf("the guide's task of user2: %q, %v", got, err)
 	}
-	if got, err := bigiq.DecodeCreated(bigiq.Reply(200, created), "admin"); err == nil {
+	if got, err := bigiq.DecodeCreated(bigiq.Reply(200, created), "admin", "TestGroup1", "TestGroup2"); err == nil {
 		t.Errorf("taken for a task of admin, who only asked: %q", got)
 	}
 	all := strings.NewReplacer(`"userName": "user2",`, "", "KILL_BY_USER", "KILL_ALL_SESSIONS").Replace(created)
-	if got, err := bigiq.DecodeCreated(bigiq.Reply(200, all), ""); got != id || err != nil {
+	if got, err := bigiq.DecodeCreated(bigiq.Reply(200, all), "", "TestGroup2", "TestGroup1"); got != id || err != nil {
 		t.Errorf("a task of nobody in particular, asked for by admin: %q, %v", got, err)
 	}
 }
@@ -64,6 +64,10 @@ func TestDecodeTask(t *testing.T) {
 		{name: "Started", body: `{"status":"STARTED"}`, pending: true},
 		{name: "StartedWithAResult", body: `{"status":"STARTED","result":"COMPLETE"}`, pending: true},
 		{name: "DetailsOfAnotherType", body: `{"status":"FINISHED","result":"COMPLETE","resultDetails":"none","errorMessage":{"a":1}}`},
+		{name: "DetailsWithoutIDs", body: `{"status":"FINISHED","result":"COMPLETE","resultDetails":[{"host":"a.example","failedIds":[]}]}`},
+		// It says that it ended all, and which it did not end.
+		{name: "CompleteWithFailures", body: `{"status":"FINISHED","result":"COMPLETE","resultDetails":[{"host":"a.example","failedIds":["1"]}]}`,
+			kind: adapters.Failed, text: "a.example; sessions not ended: 1"},
 		{name: "FailedWithDetailsOfAnotherType", body: `{"status":"FINISHED","result":"FAILED","resultDetails":{"a":1}}`, kind: adapters.Failed},
 		{name: "Hosts", body: `{"status":"FINISHED","result":"FAILED","resultDetails":[{"host":"a.example","failedIds":["1","2"]},{"host":"b.example"}]}`,
 			kind: adapters.Failed, text: "failed on 2 devices: a.example, b.example; sessions not ended: 2"},

@@ -49,6 +49,9 @@ const (
 	maxLeft = 1000
 	// maxRefusals bounds how many sessions a call may find refused under a name that tells nothing.
 	maxRefusals = 3
+	// maxSkew is how far the cluster's clock may be behind ours: a session that began longer before the run, and that the
+	// first list does not have, was left out of it.
+	maxSkew = 5 * time.Minute
 )
 
 // Supports implements [adapters.Adapter].
@@ -125,7 +128,10 @@ func (a *Adapter) Preview(ctx context.Context, sel adapters.Selector) (adapters.
 	if err := a.privileged(ctx); err != nil {
 		return adapters.Preview{}, err
 	}
-	opaque := false
+	all, err := a.rpc.list(ctx, listActive, none{})
+	if err != nil {
+		return adapters.Preview{}, err
+	}
 	for _, s := range p.steps {
 		sessions, err := a.look(ctx, s)
 		if err != nil {
@@ -133,13 +139,6 @@ func (a *Adapter) Preview(ctx context.Context, sel adapters.Selector) (adapters.
 		}
 		if len(sessions) == 0 {
 			preview.Summary = append(preview.Summary, s.title+": no session now, nothing is sent")
-			if s.idp && !opaque {
-				all, err := a.rpc.list(ctx, listActive, none{})
-				if err != nil {
-					return adapters.Preview{}, err
-				}
-				opaque = hidden(sel, all)
-			}
 			continue
 		}
 		preview.Summary = append(preview.Summary, fmt.Sprintf("%s: %s, then %s (%d now)", s.title, s.list, s.delete, len(sessions)))
@@ -153,13 +152,8 @@ func (a *Adapter) Preview(ctx context.Context, sel adapters.Selector) (adapters.
 		}
 	}
 	if len(p.steps) == 0 {
-		all, err := a.rpc.list(ctx, listActive, none{})
-		if err != nil {
-			return adapters.Preview{}, err
-		}
 		preview.Sessions = matching(sel, all)
 		preview.Summary = []string{fmt.Sprintf("%s, then %s for each match (%d now)", listActive, deleteSession, len(preview.Sessions))}
-		opaque = p.idp && missing(sel, all) && hidden(sel, all)
 		for _, x := range preview.Sessions {
 			if err := a.plan(ctx, &preview, deleteSession, bySession{x.ID}); err != nil {
 				return adapters.Preview{}, err
@@ -172,7 +166,7 @@ func (a *Adapter) Preview(ctx context.Context, sel adapters.Selector) (adapters.
 	if len(preview.Sessions) == 0 {
 		preview.Warnings = append(preview.Warnings, noSessionMatched)
 	}
-	if opaque {
+	if p.idp && opaque(sel, all) {
 		preview.Warnings = append(preview.Warnings, identityOpaque)
 	}
 	return preview, nil
@@ -209,6 +203,9 @@ type state struct {
 	Ended bool `json:"ended,omitempty"`
 	// Opaque: somebody could not be looked for, because the identity provider names people at random.
 	Opaque bool `json:"opaque,omitempty"`
+	// Since is the time, by the cluster's clock, before which no newcomer has begun: what is listed later and began earlier
+	// was left out of the first list.
+	Since time.Time `json:"since,omitzero"`
 	// Done are the steps that are complete.
 	Done []int `json:"done,omitempty"`
 
@@ -244,8 +241,11 @@ type run struct {
 	plan plan
 	st   state
 	res  adapters.Result
-	// all are all sessions, listed once if need be to see how an identity provider names people.
-	all []adapters.Session
+	// all are all sessions as listed at the beginning of the call; doubled is true if one came twice.
+	all     []adapters.Session
+	doubled bool
+	// told are the sessions that this call's steps had to end, as far as any list or report has named them.
+	told map[string]bool
 }
 
 // Invalidate implements [adapters.Adapter].
@@ -263,6 +263,9 @@ func (a *Adapter) Invalidate(ctx context.Context, req adapters.Request) (adapter
 		r.st.Ended = true
 	}
 	if err = a.privileged(ctx); err == nil {
+		err = r.begin(ctx)
+	}
+	if err == nil {
 		if len(p.steps) > 0 {
 			err = r.native(ctx)
 		} else {
@@ -319,8 +322,41 @@ func (r *run) inDoubt() {
 	r.st.Ended = true
 }
 
+// untally takes back those of this call's sessions that are listed after the cluster said that it had ended them. Perhaps
+// it will yet.
+func (r *run) untally(listed []adapters.Session) {
+	n := len(r.res.Sessions)
+	r.res.Sessions = slices.DeleteFunc(r.res.Sessions, func(x adapters.Session) bool { return contains(listed, x.ID) })
+	if gone := n - len(r.res.Sessions); gone > 0 {
+		r.res.Count -= gone
+		r.inDoubt()
+	}
+}
+
+// begin lists all sessions, which the run's end is compared with.
+func (r *run) begin(ctx context.Context) (err error) {
+	if r.all, r.doubled, err = r.rpc.lists(ctx, listActive, none{}); err != nil || !r.st.Since.IsZero() {
+		return err
+	}
+	r.st.Opaque = r.plan.idp && opaque(r.sel, r.all)
+	now := time.Now()
+	r.st.Since = now.Add(-maxSkew)
+	for _, x := range r.all {
+		if x.CreateTime.After(r.st.Since) && x.CreateTime.Before(now.Add(maxSkew)) {
+			r.st.Since = x.CreateTime
+		}
+	}
+	return nil
+}
+
+// leftOut reports whether a session that is listed now had begun before the run did.
+func (r *run) leftOut(x adapters.Session) bool {
+	return !x.CreateTime.IsZero() && x.CreateTime.Before(r.st.Since)
+}
+
 // native carries out the steps. One that goes wrong by itself does not keep the others from being taken.
 func (r *run) native(ctx context.Context) error {
+	r.told = map[string]bool{}
 	var failed error
 	for i, s := range r.plan.steps {
 		if slices.Contains(r.st.Done, i) {
@@ -341,7 +377,43 @@ func (r *run) native(ctx context.Context) error {
 			return err
 		}
 	}
-	return failed
+	if failed != nil {
+		return failed
+	}
+	return r.confirm(ctx)
+}
+
+// confirm compares what the steps' own lists say with the list of all sessions. A step that this list belies is taken
+// once more.
+func (r *run) confirm(ctx context.Context) error {
+	all, doubled := r.all, r.doubled
+	if r.st.Ended || len(matching(r.sel, r.all)) > 0 {
+		var err error
+		if all, doubled, err = r.rpc.lists(ctx, listActive, none{}); err != nil {
+			return err
+		}
+	}
+	var alive []adapters.Session
+	for _, x := range matching(r.sel, all) {
+		if r.told[x.ID] || r.leftOut(x) {
+			alive = append(alive, x)
+		} else {
+			r.warn(signedInAgain)
+		}
+	}
+	switch {
+	case len(alive) > 0:
+		r.untally(alive)
+		r.st.Done = slices.DeleteFunc(r.st.Done, func(i int) bool { return len(matching(r.plan.steps[i].sel, alive)) > 0 })
+		return stillAlive()
+	case doubled:
+		return errDoubled()
+	}
+	return nil
+}
+
+func errDoubled() error {
+	return badReply("%s lists a session twice, and may leave out another", listActive)
 }
 
 // step lists, checks, deletes, compares and lists again.
@@ -350,16 +422,19 @@ func (r *run) step(ctx context.Context, s step) error {
 	if err != nil {
 		return err
 	}
+	for _, x := range slices.Concat(before, matching(s.sel, r.all)) {
+		r.told[x.ID] = true
+	}
 	if len(before) == 0 {
-		if s.idp {
-			return r.lookForHidden(ctx)
-		}
 		return nil
 	}
 	if err := adapters.Vet(ctx, before, anonymous(before)); err != nil {
 		return err
 	}
 	ended, err := r.deleteMany(ctx, s)
+	for _, x := range ended {
+		r.told[x.ID] = true
+	}
 	if err != nil {
 		return err
 	}
@@ -367,8 +442,9 @@ func (r *run) step(ctx context.Context, s step) error {
 	if err != nil {
 		return err
 	}
+	r.untally(after)
 	for _, x := range after {
-		if contains(before, x.ID) || contains(ended, x.ID) {
+		if r.told[x.ID] {
 			return stillAlive()
 		}
 	}
@@ -391,7 +467,7 @@ func (r *run) deleteMany(ctx context.Context, s step) ([]adapters.Session, error
 		}
 		return nil, err
 	}
-	ended, undecodable := decodeSessions(result)
+	ended, _, undecodable := decodeSessions(result)
 	if undecodable != nil {
 		r.inDoubt()
 		return nil, cmp.Or(err, undecodable)
@@ -418,35 +494,14 @@ func (r *run) exactly(ended []adapters.Session) error {
 	return nil
 }
 
-// lookForHidden finds out whether a name that is not listed may hide behind a random one.
-func (r *run) lookForHidden(ctx context.Context) error {
-	if r.st.Opaque {
-		return nil
-	}
-	if r.all == nil {
-		all, err := r.rpc.list(ctx, listActive, none{})
-		if err != nil {
-			return err
-		}
-		r.all = all
-	}
-	r.st.Opaque = hidden(r.sel, r.all)
-	return nil
-}
-
-// each lists all sessions and deletes each match, at most maxDeletes of them.
+// each deletes each match of the list of all sessions, at most maxDeletes of them.
 func (r *run) each(ctx context.Context) error {
-	all, err := r.rpc.list(ctx, listActive, none{})
-	if err != nil {
-		return err
-	}
-	matched := matching(r.sel, all)
+	matched := matching(r.sel, r.all)
 	if err := adapters.Vet(ctx, matched, anonymous(matched)); err != nil {
 		return err
 	}
 	if !r.st.Begun {
 		r.st.Begun = true
-		r.st.Opaque = r.plan.idp && missing(r.sel, all) && hidden(r.sel, all)
 		r.choose(matched, len(matched))
 	}
 	// What is not listed any more is gone. What is listed and was not chosen began later, and is left alone.
@@ -481,11 +536,13 @@ func (r *run) each(ctx context.Context) error {
 			}
 		}
 	}
-	after := all
+	after, doubled := r.all, r.doubled
 	if len(batch) > 0 {
-		if after, err = r.rpc.list(ctx, listActive, none{}); err != nil {
+		var err error
+		if after, doubled, err = r.rpc.lists(ctx, listActive, none{}); err != nil {
 			return err
 		}
+		r.untally(after)
 	}
 	for _, id := range batch {
 		if contains(after, id) {
@@ -499,15 +556,23 @@ func (r *run) each(ctx context.Context) error {
 	if len(r.st.Left) == 0 {
 		r.choose(others, r.st.Rest)
 	}
-	switch {
-	case len(r.st.Left) > 0:
+	if len(r.st.Left) > 0 {
 		r.pend()
 		return nil
+	}
+	for _, x := range others {
+		if r.leftOut(x) && len(r.st.Alive) < maxLeft {
+			r.st.Alive = append(r.st.Alive, x.ID)
+		}
+	}
+	switch {
 	case len(r.st.Alive) > 0 && r.st.Refused != "":
 		return adapters.Errorf(adapters.Rejected, "the cluster refuses %s for a session that it lists: %s", deleteSession, r.st.Refused)
 	case len(r.st.Alive) > 0:
 		r.st.Left, r.st.Alive = r.st.Alive, nil
 		return stillAlive()
+	case doubled:
+		return errDoubled()
 	}
 	if len(others) > 0 {
 		r.warn(signedInAgain)
@@ -544,7 +609,7 @@ func (r *run) deleteOne(ctx context.Context, x adapters.Session) error {
 	case undecodable != nil:
 		r.inDoubt()
 		return cmp.Or(err, undecodable)
-	case ended.ID == x.ID:
+	case ended.ID == x.ID && r.sel.Match(ended):
 		r.tally(x)
 		return err
 	}
@@ -609,12 +674,13 @@ func hidden(sel adapters.Selector, all []adapters.Session) bool {
 	})
 }
 
-// missing reports whether one of the names that sel asks for at an identity provider has no session there.
-func missing(sel adapters.Selector, all []adapters.Session) bool {
+// opaque reports whether a person that sel asks for by name at an identity provider may have sessions under random names
+// there: some go by UUIDs that are none of the names asked for. Only a name that is a UUID itself, and listed, shows that
+// these are names; a person listed by another may have come back since the provider stopped sending it.
+func opaque(sel adapters.Selector, all []adapters.Session) bool {
 	idp := adapters.Provider{Type: MethodIdp}
-	return slices.ContainsFunc(sel.UserScopes(), func(s adapters.UserScope) bool {
-		return (s.Anywhere || slices.Contains(s.At, idp)) && !slices.ContainsFunc(all, func(x adapters.Session) bool {
-			return x.Provider == idp && x.Username == s.Name
-		})
+	return hidden(sel, all) && slices.ContainsFunc(sel.UserScopes(), func(s adapters.UserScope) bool {
+		listed := slices.ContainsFunc(all, func(x adapters.Session) bool { return x.Provider == idp && x.Username == s.Name })
+		return (s.Anywhere || slices.Contains(s.At, idp)) && !(listed && uuid.MatchString(s.Name))
 	})
 }

@@ -124,7 +124,13 @@ func TestAStepThatGoesWrongDoesNotKeepTheOthers(t *testing.T) {
 			c.After("DeleteAuthSessionsByUsername", func() { c.SetLie(emulator.Honest) })
 		}, adapters.StillAlive},
 		"BadReply": {func(c *cluster) {
-			c.SetLie(emulator.ListConfused)
+			once := false
+			c.Before("ListAuthSessionsByUsername", func() {
+				if !once {
+					c.SetLie(emulator.ListConfused)
+				}
+				once = true
+			})
 			c.After("ListAuthSessionsByUsername", func() { c.SetLie(emulator.Honest) })
 		}, adapters.BadReply},
 		"Refused": {func(c *cluster) { c.Fail("ListAuthSessionsByUsername", 1, "xUnknownUsername") }, adapters.Rejected},

@@ -9,6 +9,7 @@ import (
 	"github.com/endsession/endsession/adapters/adaptertest"
 	"github.com/endsession/endsession/adapters/element"
 	"github.com/endsession/endsession/adapters/element/elementtest"
+	"github.com/endsession/endsession/adapters/emulator"
 )
 
 func harness() adaptertest.Harness {
@@ -30,6 +31,12 @@ func harness() adaptertest.Harness {
 		Providers: []adapters.Provider{{Type: "Cluster"}, {Type: "Ldap"}, {Type: "Idp"}},
 		Groups:    []adapters.Group{admin("9"), admin("10"), access("administrator"), access("read")},
 		Secrets:   []string{elementtest.Password},
+		// What no list shows, nobody sees.
+		Undetected: map[emulator.Lie]adapters.Verification{
+			emulator.KeepAndHide: adapters.ConfirmedByList,
+			emulator.ListNone:    adapters.ConfirmedByList,
+			emulator.ListLess:    adapters.ConfirmedByList,
+		},
 		Start: func(testing.TB) adaptertest.Emulator {
 			return elementtest.New(elementtest.Options{})
 		},

@@ -22,7 +22,10 @@ func DecodeAnswer(body []byte, id int64) (result json.RawMessage, ok bool, err e
 }
 
 // DecodeSessions reads a list of sessions.
-func DecodeSessions(result []byte) ([]adapters.Session, error) { return decodeSessions(result) }
+func DecodeSessions(result []byte) ([]adapters.Session, error) {
+	sessions, _, err := decodeSessions(result)
+	return sessions, err
+}
 
 // DecodeDeleted reads a deleted session.
 func DecodeDeleted(result []byte) (adapters.Session, error) { return decodeDeleted(result) }

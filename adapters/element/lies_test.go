@@ -34,7 +34,7 @@ func TestLies(t *testing.T) {
 		{name: "ItEndsAnotherAndDoesNotSay", lie: emulator.EndAnotherSilently, kind: adapters.StillAlive, deletes: 3},
 		{name: "ItListsAnother", lie: emulator.ListAnother, kind: adapters.BadReply, bySession: -1, deletes: 0},
 		{name: "ItListsOneSessionAsTwo", lie: emulator.ListConfused, kind: adapters.BadReply, deletes: 0},
-		{name: "ItListsSessionsTwice", lie: emulator.ListTwice, deletes: 1},
+		{name: "ItListsSessionsTwice", lie: emulator.ListTwice, kind: adapters.BadReply, deletes: 1},
 	} {
 		for way, selector := range ways {
 			if test.bySession < 0 && way == "BySession" {

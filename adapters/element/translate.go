@@ -62,8 +62,6 @@ type step struct {
 	params any
 	// sel matches what the step ends: never more than the run's selector.
 	sel adapters.Selector
-	// idp: the step asks for a name at an identity provider.
-	idp bool
 	// title is the step in words.
 	title string
 }
@@ -186,7 +184,6 @@ func userSteps(scopes []adapters.UserScope) []step {
 					Users:     []adapters.User{{Name: scope.Name}},
 					Providers: []adapters.Provider{{Type: p.Type}},
 				},
-				idp:   p.Type == MethodIdp,
 				title: strconv.Quote(scope.Name) + " at " + p.Type,
 			})
 		}

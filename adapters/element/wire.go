@@ -367,34 +367,35 @@ func isUnknownVersion(err error) bool {
 	return errors.As(err, &f) && f.name == unknownVersion
 }
 
-// decodeSessions reads the sessions member of a result. A session that comes twice is one session; two that differ
-// under one id are an error.
-func decodeSessions(result json.RawMessage) ([]adapters.Session, error) {
+// decodeSessions reads the sessions member of a result. A session that comes twice is one session, and doubled says so;
+// two that differ under one id are an error.
+func decodeSessions(result json.RawMessage) (sessions []adapters.Session, doubled bool, err error) {
 	members, err := object(result)
 	if err != nil {
-		return nil, badReply("the cluster's result is not an object")
+		return nil, false, badReply("the cluster's result is not an object")
 	}
 	var raw []json.RawMessage
 	if !present(members["sessions"]) || json.Unmarshal(members["sessions"], &raw) != nil {
-		return nil, badReply("the cluster's result has no list of sessions")
+		return nil, false, badReply("the cluster's result has no list of sessions")
 	}
-	sessions := make([]adapters.Session, 0, len(raw))
+	sessions = make([]adapters.Session, 0, len(raw))
 	seen := make(map[string]int, len(raw))
 	for _, r := range raw {
 		x, err := decodeSession(r)
 		if err != nil {
-			return nil, err
+			return nil, false, err
 		}
 		if i, twice := seen[x.ID]; twice {
 			if !same(sessions[i], x) {
-				return nil, badReply("the cluster lists two sessions under one id")
+				return nil, false, badReply("the cluster lists two sessions under one id")
 			}
+			doubled = true
 			continue
 		}
 		seen[x.ID] = len(sessions)
 		sessions = append(sessions, x)
 	}
-	return sessions, nil
+	return sessions, doubled, nil
 }
 
 func same(a, b adapters.Session) bool {
@@ -662,9 +663,15 @@ func (c *client) forget(a *api) {
 
 // list invokes a method that returns sessions.
 func (c *client) list(ctx context.Context, method string, params any) ([]adapters.Session, error) {
+	sessions, _, err := c.lists(ctx, method, params)
+	return sessions, err
+}
+
+// lists is list; doubled is true if a session comes twice: such a list may have left out another.
+func (c *client) lists(ctx context.Context, method string, params any) (sessions []adapters.Session, doubled bool, err error) {
 	result, err := c.call(ctx, method, params, reads)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	return decodeSessions(result)
 }

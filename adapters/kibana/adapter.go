@@ -218,7 +218,7 @@ func finish(p progress, result adapters.Result) adapters.Result {
 		result.Verification = adapters.Unverifiable
 		result.Warnings = append(result.Warnings, adapters.Warning{
 			Code:    adapters.WarnSignedInAgain,
-			Message: fmt.Sprintf("each of %d passes found new sessions; Kibana confirmed that it ended those it found, and somebody goes on signing in", maxPasses),
+			Message: fmt.Sprintf("each of %d passes found sessions: somebody goes on signing in, unless Kibana does not end what it says it ends", maxPasses),
 		})
 	default:
 		pause := firstPause << (p.Pass - 1)

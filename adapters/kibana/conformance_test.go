@@ -8,6 +8,7 @@ import (
 
 	"github.com/endsession/endsession/adapters"
 	"github.com/endsession/endsession/adapters/adaptertest"
+	"github.com/endsession/endsession/adapters/emulator"
 	"github.com/endsession/endsession/adapters/kibana"
 	"github.com/endsession/endsession/adapters/kibana/kibanatest"
 	"github.com/endsession/endsession/adapters/secret"
@@ -32,6 +33,13 @@ func harness(legacy bool) adaptertest.Harness {
 			of("saml", "saml1"), of("saml"), of("basic"), of("oidc", "saml1"), of("basic", "basic"), of("anonymous"),
 		},
 		Secrets: []string{password, apiKey},
+		// A total is all that Kibana tells.
+		Undetected: map[emulator.Lie]adapters.Verification{
+			emulator.Keep:        adapters.Unverifiable,
+			emulator.KeepAndHide: adapters.ConfirmedByRepeat,
+			emulator.Deny:        adapters.ConfirmedByRepeat,
+			emulator.EndSome:     adapters.Unverifiable,
+		},
 		Start: func(testing.TB) adaptertest.Emulator {
 			var configured []kibanatest.Provider
 			for _, p := range places {

@@ -135,6 +135,7 @@ func TestErrorsInBetween(t *testing.T) {
 		{asIf(200, json, `{"total":-1}`), adapters.BadReply, "total"},
 		{asIf(200, json, `{"total":-0}`), adapters.BadReply, "total"},
 		{asIf(200, json, `{"total":99999999999999999999}`), adapters.BadReply, "total"},
+		{asIf(200, json, `{"total":2147483648}`), adapters.BadReply, "total"},
 		{asIf(200, json, `{"total":[1]}`), adapters.BadReply, "total"},
 		{asIf(200, json, `[{"total":1}]`), adapters.BadReply, ""},
 		{asIf(200, json, `7`), adapters.BadReply, ""},

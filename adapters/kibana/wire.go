@@ -88,6 +88,9 @@ var judged = [...]int{
 	http.StatusInternalServerError, http.StatusServiceUnavailable,
 }
 
+// maxTotal is more than an Elasticsearch shard can hold, and little enough for sums.
+const maxTotal = 1<<31 - 1
+
 // decodeTotal reads the answer to an invalidation: 200 and an object with an integer "total". Whatever else comes with
 // 200, a proxy's page say, must not be read as "0 sessions".
 func decodeTotal(r httpclient.Reply) (int, error) {
@@ -103,6 +106,9 @@ func decodeTotal(r httpclient.Reply) (int, error) {
 	total, err := strconv.Atoi(raw)
 	if err != nil || raw[0] == '-' {
 		return 0, adapters.Errorf(adapters.BadReply, "Kibana's answer has no total that is a whole number")
+	}
+	if total > maxTotal {
+		return 0, adapters.Errorf(adapters.BadReply, "Kibana's answer has a total that no index can hold")
 	}
 	return total, nil
 }

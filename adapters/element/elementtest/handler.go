@@ -405,7 +405,8 @@ func (s *Server) deleteOne(p params) (any, error) {
 	if len(gone) == 0 {
 		return nil, noSuchSession
 	}
-	return object{"session": gone[0]}, nil
+	// There is room for one only: the lie that tells of another tells of that one.
+	return object{"session": gone[len(gone)-1]}, nil
 }
 
 // list returns the sessions selected, or a lie. whole says that it is the list of all that the caller may see.

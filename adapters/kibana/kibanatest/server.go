@@ -46,6 +46,8 @@ type Options struct {
 	// DeletionsLag makes deletions, too, wait for the next refresh: until then a search finds the document again, and
 	// deleting it is a conflict. So it is wherever two overlapping deletions follow each other within a RefreshInterval.
 	DeletionsLag bool
+	// Refresh is the session index's index.refresh_interval; default RefreshInterval.
+	Refresh time.Duration
 	// Serverless makes invalidation an internal route, as in Elastic Cloud Serverless.
 	Serverless bool
 	// RestrictInternalAPIs is server.restrictInternalApis.
@@ -101,6 +103,9 @@ func New(o Options) *Server {
 	if o.Version == "" {
 		o.Version = "9.1.0"
 	}
+	if o.Refresh == 0 {
+		o.Refresh = RefreshInterval
+	}
 	if len(o.Providers) == 0 {
 		o.Providers = []Provider{{Type: "basic", Name: "basic"}}
 	}
@@ -133,12 +138,12 @@ func (s *Server) Suffer(t Trouble) {
 	s.trouble = t
 }
 
-// SetLie says how Kibana lies from now on, and reports whether it can: it lists no sessions, so that it can only lie about
-// what it ended.
+// SetLie says how Kibana lies from now on, and reports whether it can: it lists no sessions and names none, so that it can
+// only lie about how many it ended.
 func (s *Server) SetLie(l emulator.Lie) (can bool) {
 	switch l {
 	case emulator.Honest, emulator.Keep, emulator.KeepAndHide, emulator.Deny, emulator.EndSilently, emulator.EndSome,
-		emulator.EndAnother, emulator.EndAnotherSilently, emulator.EndMore, emulator.EndMoreSilently:
+		emulator.EndAnotherSilently, emulator.EndMoreSilently:
 	default:
 		return false
 	}
@@ -178,19 +183,14 @@ func (s *Server) lied(found []*document, now time.Time) (total int) {
 		}
 		return len(found)
 	}
-	if other < 0 || len(found) == 0 {
-		remove(found...)
-		return len(found)
+	if other >= 0 && len(found) > 0 {
+		remove(s.documents[other])
+		if s.lie == emulator.EndAnotherSilently {
+			return len(found)
+		}
 	}
-	remove(s.documents[other])
-	switch s.lie {
-	case emulator.EndMore:
-		remove(found...)
-		return len(found) + 1
-	case emulator.EndMoreSilently:
-		remove(found...)
-	}
-	return len(found) // it ended another, and its answer has no place to say which
+	remove(found...)
+	return len(found)
 }
 
 // SignIn adds a session. Without a user name it is a login in progress. Without a provider it is one of basic/basic;
@@ -285,7 +285,7 @@ func (s *Server) Handler() http.Handler { return s }
 
 // searchable reports whether a search made at now sees a change.
 func (s *Server) searchable(c change, now time.Time) bool {
-	return s.options.Legacy || c.n <= s.refreshed || now.Sub(c.at) >= RefreshInterval
+	return s.options.Legacy || c.n <= s.refreshed || now.Sub(c.at) >= s.options.Refresh
 }
 
 // batchSize is how many documents Elasticsearch deletes in one go.
