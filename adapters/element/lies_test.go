@@ -2,6 +2,8 @@ package element_test
 
 import (
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/endsession/endsession/adapters"
 	"github.com/endsession/endsession/adapters/element/elementtest"
@@ -137,4 +139,111 @@ func TestANewcomerThatIsClaimedToBeEnded(t *testing.T) {
 	c.After("DeleteAuthSessionsByUsername", func() { c.SignIn(newcomer) })
 	_, err := call(t, c.open(t), userAt("alice", "Cluster"))
 	wantKind(t, err, adapters.StillAlive)
+}
+
+// again makes the next call of a run.
+func again(t *testing.T, a adapters.Adapter, sel adapters.Selector, before adapters.Result) (adapters.Result, error) {
+	t.Helper()
+	return a.Invalidate(t.Context(), adapters.Request{Selector: sel, Resume: before.Pending.Resume})
+}
+
+// TestTheListsByNameLeaveOneOut: the list of all sessions has it.
+func TestTheListsByNameLeaveOneOut(t *testing.T) {
+	c := start(elementtest.Options{})
+	alice := c.in("Cluster", "alice")
+	c.SetLie(emulator.ListLessByName)
+	a := c.open(t)
+	res, err := call(t, a, user("alice"))
+	wantKind(t, err, adapters.StillAlive)
+	if !c.alive(alice) || c.deletes() != 0 {
+		t.Errorf("result %+v, sent %v", res, c.methods())
+	}
+	c.SetLie(emulator.Honest)
+	res, err = again(t, a, user("alice"), res)
+	if err != nil || res.Count != 1 || c.alive(alice) || res.Verification != adapters.ConfirmedByList {
+		t.Errorf("then %+v, %v", res, err)
+	}
+}
+
+// TestAllListsLeaveOneOutAtFirst: it began before the run, so that it is no newcomer when it is listed.
+func TestAllListsLeaveOneOutAtFirst(t *testing.T) {
+	for name, test := range map[string]struct{ begun, other time.Duration }{
+		"LongBeforeTheRun":      {time.Hour, 2 * time.Hour},
+		"BeforeOneThatIsListed": {2 * time.Minute, time.Minute},
+	} {
+		for way, selector := range ways {
+			t.Run(name+"/"+way, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					c := start(elementtest.Options{})
+					in := func(method string, ago time.Duration) adapters.Session {
+						x := c.in(method, "alice", "read", "9")
+						c.SignOut(x.ID)
+						x.CreateTime = time.Now().Add(-ago)
+						return c.SignIn(x)
+					}
+					first, second := in("Cluster", test.begun), in("Cluster", test.other)
+					c.SetLie(emulator.ListLessAtFirst)
+					// The delete by name ends it, too; the one by id does not.
+					c.Before("DeleteAuthSessionsByUsername", func() { c.SignOut(first.ID) })
+					c.After("DeleteAuthSessionsByUsername", func() { first = c.SignIn(first) })
+					c.Before("DeleteAuthSessionsByClusterAdmin", func() { c.SignOut(first.ID) })
+					c.After("DeleteAuthSessionsByClusterAdmin", func() { first = c.SignIn(first) })
+					a, sel := c.open(t), selector(first)
+					res, err := call(t, a, sel)
+					wantKind(t, err, adapters.StillAlive)
+					if c.alive(second) || res.Count != 1 {
+						t.Errorf("result %+v", res)
+					}
+					if way == "BySession" {
+						res, err = again(t, a, sel, res)
+						if err != nil || res.Count != 1 || c.alive(first) {
+							t.Errorf("then %+v, %v", res, err)
+						}
+					}
+				})
+			})
+		}
+	}
+	t.Run("ButAClockBehindOursIsForgiven", func(t *testing.T) {
+		c := start(elementtest.Options{})
+		c.SignIn(adapters.Session{Username: "alice", CreateTime: time.Now().Add(-time.Hour)})
+		c.SignIn(adapters.Session{Username: "bob", CreateTime: time.Now().Add(24 * time.Hour)}) // somebody's clock was wrong
+		c.After("DeleteAuthSessionsByUsername", func() {
+			c.SignIn(adapters.Session{Username: "alice", CreateTime: time.Now().Add(-4 * time.Minute)})
+		})
+		if res := complete(t, c.open(t), user("alice")); !warned(res.Warnings, adapters.WarnSignedInAgain) {
+			t.Errorf("result %+v", res)
+		}
+	})
+}
+
+// TestWhatIsListedAfterItsDeleteIsNotCounted: perhaps it ends later, so that the count is a minimum.
+func TestWhatIsListedAfterItsDeleteIsNotCounted(t *testing.T) {
+	for way, selector := range ways {
+		t.Run(way, func(t *testing.T) {
+			c := start(elementtest.Options{})
+			alice := c.in("Cluster", "alice", "read", "9")
+			c.SetLie(emulator.ListLater)
+			a, sel := c.open(t), selector(alice)
+			res, err := call(t, a, sel)
+			wantKind(t, err, adapters.StillAlive)
+			if !res.CountIsMinimum || res.Count != 0 || len(res.Sessions) != 0 {
+				t.Errorf("result %+v", res)
+			}
+			if res, err = again(t, a, sel, res); err != nil || res.Verification != adapters.ConfirmedByList || warned(res.Warnings, adapters.WarnNoSessionMatched) {
+				t.Errorf("then %+v, %v", res, err)
+			}
+		})
+	}
+	t.Run("OnlyInTheListOfAll", func(t *testing.T) {
+		c := start(elementtest.Options{})
+		c.in("Cluster", "alice")
+		c.SetLie(emulator.Keep)
+		c.After("DeleteAuthSessionsByUsername", func() { c.SetLie(emulator.ListLessByName) })
+		res, err := call(t, c.open(t), user("alice"))
+		wantKind(t, err, adapters.StillAlive)
+		if !res.CountIsMinimum || res.Count != 0 || len(res.Sessions) != 0 {
+			t.Errorf("result %+v", res)
+		}
+	})
 }

@@ -618,6 +618,33 @@ func TestOpaqueIdentityProvider(t *testing.T) {
 			}
 		}
 	})
+	// The provider has ceased to send names: who came before is listed by name, and may have come again.
+	t.Run("NamesWereSent", func(t *testing.T) {
+		c := start(elementtest.Options{})
+		for _, name := range []string{"alice", "7c8f7eff-aea3-4a55-8c6e-85b06d8d5368"} {
+			c.in("Idp", name, "read")
+		}
+		for _, sel := range []adapters.Selector{user("alice"), group} {
+			p, err := c.open(t).Preview(t.Context(), sel)
+			if err != nil || !warned(p.Warnings, adapters.WarnIdentityOpaque) {
+				t.Errorf("preview %+v, %v", p, err)
+			}
+			if res := complete(t, c.open(t), sel); res.Verification != adapters.Unverifiable {
+				t.Errorf("result %+v", res)
+			}
+			c.in("Idp", "alice", "read")
+		}
+	})
+	// It sends names that look like random ones: the one asked for is there.
+	t.Run("NamesAreUUIDs", func(t *testing.T) {
+		c := start(elementtest.Options{})
+		for _, name := range []string{"7c8f7eff-aea3-4a55-8c6e-85b06d8d5368", "ea4599fe-5e5d-4535-9030-e10e55c32d79"} {
+			c.in("Idp", name)
+		}
+		if res := complete(t, c.open(t), user("ea4599fe-5e5d-4535-9030-e10e55c32d79")); res.Verification != adapters.ConfirmedByList || res.Count != 1 {
+			t.Errorf("result %+v", res)
+		}
+	})
 	t.Run("OthersInTheGroup", func(t *testing.T) {
 		c := start(elementtest.Options{OpaqueIdp: true})
 		c.in("Idp", "bob", "drives") // cannot be alice in the group read
