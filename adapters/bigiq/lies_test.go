@@ -23,7 +23,9 @@ func TestATaskForSomethingElseIsTheLast(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				x := newTarget(t, bigiqtest.Options{}, func(c *bigiq.Config) { c.Scope = bigiq.ScopeConfig{Scope: bigiq.Scope{Clusters: []string{"BlueCluster"}}} })
+				x := newTarget(t, bigiqtest.Options{}, func(c *bigiq.Config) {
+					c.Scope = bigiq.ScopeConfig{Scope: bigiq.Scope{Clusters: []string{"BlueCluster"}}}
+				})
 				x.populate()
 				x.SetLie(test.lie)
 				res, err := x.Invalidate(t.Context(), adapters.Request{Selector: test.sel})
