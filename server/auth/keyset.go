@@ -165,19 +165,20 @@ func (s *keySet) fly(f *flight) {
 	keys, err := s.download(ctx)
 
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	before, failing := s.fetched, s.failing
 	f.err, s.flight = err, nil
-	close(f.done)
-	switch {
-	case err != nil:
-		s.log.WarnContext(ctx, "the keys of an issuer of tokens cannot be fetched", "issuer", s.issuer, "error", err,
-			"age_of_keys", age(s.fetched))
-	case s.failing || s.fetched.IsZero():
-		s.log.InfoContext(ctx, "the keys of an issuer of tokens were fetched", "issuer", s.issuer, "keys", len(keys))
-	}
 	if s.failing = err != nil; err == nil {
 		s.keys, s.fetched = keys, time.Now()
 	}
+	s.mu.Unlock()
+	switch {
+	case err != nil:
+		s.log.WarnContext(ctx, "the keys of an issuer of tokens cannot be fetched", "issuer", s.issuer, "error", err,
+			"age_of_keys", age(before))
+	case failing || before.IsZero():
+		s.log.InfoContext(ctx, "the keys of an issuer of tokens were fetched", "issuer", s.issuer, "keys", len(keys))
+	}
+	close(f.done)
 }
 
 func age(since time.Time) string {
