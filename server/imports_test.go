@@ -26,6 +26,7 @@ var layers = []layer{
 	{"server", []string{"server/...", "adapters", "gen/..."}, "assembles the service, and knows adapters by their contract only: which ones there are is cmd's to say"},
 	{"server/api", []string{"server/auth", "server/invalidation", "adapters", "gen/endsession/v1"}, "translates between protobuf and the engine, and asks who calls"},
 	{"server/auth", []string{"server/invalidation"}, "knows who calls; neither how calls arrive nor what callers may do"},
+	{"server/auth/authtest", nil, "an OpenID provider must not share code with what judges its tokens"},
 	{"server/gateway", []string{"server/api", "gen/endsession/v1", "gen/openapi"}, "dials the gRPC server like any client; the engine is out of its reach, so it cannot go round the interceptors"},
 	{"server/config", []string{"server/config/strictyaml", "server/invalidation", "adapters", "adapters/secret"}, "knows the shape of the file, not what the settings do"},
 	{"server/config/strictyaml", []string{"adapters/secret"}, "reads YAML"},

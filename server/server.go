@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -18,6 +19,8 @@ import (
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
+	reflectionv1 "google.golang.org/grpc/reflection/grpc_reflection_v1"
+	reflectionv1alpha "google.golang.org/grpc/reflection/grpc_reflection_v1alpha"
 	"google.golang.org/grpc/test/bufconn"
 
 	endsessionv1 "github.com/endsession/endsession/gen/endsession/v1"
@@ -44,9 +47,32 @@ type Parts struct {
 	// The listeners are the server's to close, from [New] on.
 	GRPC, HTTP, Admin net.Listener
 	// TLS protects the gRPC and HTTP listeners; nil means plain text.
-	TLS    *tls.Config
-	Logger *slog.Logger
+	TLS *tls.Config
+	// Authenticator finds out who calls; nil means that everybody is the anonymous caller.
+	Authenticator api.Authenticator
+	// Refusals is told of those who are not let in; nil means the log.
+	Refusals api.Refusals
+	// Health and Reflection say to whom the gRPC services of these names answer.
+	Health, Reflection Access
+	// Background runs beside the listeners, until its context ends; nil means nothing does.
+	Background func(ctx context.Context)
+	Logger     *slog.Logger
 }
+
+// Access is to whom a service answers beside the API.
+type Access int
+
+// Who is answered.
+const (
+	// ByDefault is everybody for health, which balancers without credentials ask for, and callers for reflection.
+	ByDefault Access = iota
+	// Everybody need not be authenticated.
+	Everybody
+	// Callers are those who are authenticated.
+	Callers
+	// Nobody is answered: the service is not there.
+	Nobody
+)
 
 // Bounds of the steps of a shutdown; together they fit into the half minute that process managers grant.
 const (
@@ -67,8 +93,19 @@ const (
 	memoryBuffer = 256 << 10
 	// maxReply bounds what the gateway takes from the gRPC server. Both are this process: it only has to be enough.
 	maxReply = 64 << 20
-	// maxStreams is how many calls one gRPC connection may have under way.
+	// maxStreams is how many calls one connection may have under way.
 	maxStreams = 1000
+	// maxHeader bounds the headers of a request; maxMemoryHeader those of a call by the gateway, which also hold the
+	// client's certificates.
+	maxHeader       = 64 << 10
+	maxMemoryHeader = 1 << 20
+	// handshakeTimeout is how long a connection may take to be one.
+	handshakeTimeout = 20 * time.Second
+	// maxConnectionAge is how old a gRPC connection becomes before its client is asked to make a new one, perhaps to
+	// another replica; connectionGrace is how long the calls on it may then still take. That is longer than any call
+	// waits; a watch is cut off, and can be made again.
+	maxConnectionAge = time.Hour
+	connectionGrace  = 10 * time.Minute
 	// readyInterval is how often gRPC health follows the journal; readyTimeout how long the journal may take to answer.
 	readyInterval = 5 * time.Second
 	readyTimeout  = 2 * time.Second
@@ -105,21 +142,43 @@ func New(parts Parts) (*Server, error) {
 
 	options := []grpc.ServerOption{
 		grpc.MaxConcurrentStreams(maxStreams),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute}),
+		grpc.MaxHeaderListSize(maxHeader),
+		grpc.ConnectionTimeout(handshakeTimeout),
+		grpc.KeepaliveParams(keepalive.ServerParameters{
+			Time: time.Minute, MaxConnectionAge: maxConnectionAge, MaxConnectionAgeGrace: connectionGrace,
+		}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 	}
 	if parts.TLS != nil {
 		options = append(options, grpc.Creds(credentials.NewTLS(parts.TLS.Clone())))
 	}
-	s.grpc = api.NewServer(service, options...)
-	healthv1.RegisterHealthServer(s.grpc, s.health)
-	reflection.Register(s.grpc)
-	s.memory = api.NewServer(service)
+	door := api.Door{Authenticator: parts.Authenticator, Refusals: parts.Refusals}
+	if door.Refusals == nil {
+		door.Refusals = api.NewLogRefusals(parts.Logger)
+	}
+	network := door
+	if parts.Health == ByDefault || parts.Health == Everybody {
+		network.Open = append(network.Open, healthv1.Health_ServiceDesc.ServiceName)
+	}
+	if parts.Reflection == Everybody {
+		network.Open = append(network.Open, reflectionv1.ServerReflection_ServiceDesc.ServiceName,
+			reflectionv1alpha.ServerReflection_ServiceDesc.ServiceName)
+	}
+	s.grpc = api.NewServer(service, network, options...)
+	if parts.Health != Nobody {
+		healthv1.RegisterHealthServer(s.grpc, s.health)
+	}
+	if parts.Reflection != Nobody {
+		reflection.Register(s.grpc)
+	}
+	door.Gateway = true
+	s.memory = api.NewServer(service, door, grpc.MaxHeaderListSize(maxMemoryHeader))
 
 	s.dialled, err = grpc.NewClient("passthrough:///memory",
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return s.pipe.DialContext(ctx) }),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxReply)),
+		grpc.WithMaxHeaderListSize(maxMemoryHeader),
 		grpc.WithDisableServiceConfig(),
 	)
 	if err != nil {
@@ -151,8 +210,12 @@ func (s *Server) httpServer(h http.Handler) *http.Server {
 		// no timeout for the answer: a call may wait for minutes, and a watch has no end.
 		ReadTimeout:    20 * time.Second,
 		IdleTimeout:    2 * time.Minute,
-		MaxHeaderBytes: 64 << 10,
-		ErrorLog:       slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+		MaxHeaderBytes: maxHeader,
+		HTTP2: &http.HTTP2Config{
+			MaxConcurrentStreams: maxStreams, SendPingTimeout: time.Minute, PingTimeout: 20 * time.Second,
+			WriteByteTimeout: 30 * time.Second,
+		},
+		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 	}
 }
 
@@ -192,8 +255,13 @@ func (s *Server) Run(ctx, force context.Context) error {
 	s.log.InfoContext(ctx, "serving", "grpc", s.GRPCAddr().String(), "http", s.HTTPAddr().String(),
 		"admin", s.AdminAddr().String(), "tls", s.parts.TLS != nil)
 
-	followed := make(chan struct{})
-	go func() { defer close(followed); s.followJournal(ctx) }()
+	var followed sync.WaitGroup
+	followed.Go(func() { s.followJournal(ctx) })
+	if s.parts.Background != nil {
+		background, cancel := context.WithCancel(ctx)
+		defer context.AfterFunc(s.drain, cancel)()
+		followed.Go(func() { s.parts.Background(background) })
+	}
 
 	var err error
 	select {
@@ -202,7 +270,7 @@ func (s *Server) Run(ctx, force context.Context) error {
 		s.log.Error("a listener ended", "error", err)
 	}
 	s.endDrain()
-	<-followed
+	followed.Wait()
 	return errors.Join(err, s.shutdown(force))
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
@@ -12,10 +13,26 @@ import (
 	endsessionv1 "github.com/endsession/endsession/gen/endsession/v1"
 )
 
+// Door says who is let in to a server.
+type Door struct {
+	// Authenticator finds out who calls; nil means that everybody is the anonymous caller.
+	Authenticator Authenticator
+	// Refusals is told of those who are not let in; nil means the log.
+	Refusals Refusals
+	// Open are the services that are for everybody, "grpc.health.v1.Health". What they do has no caller.
+	Open []string
+	// Gateway says that nobody reaches the server but the REST gateway of this process, whose word about the clients for
+	// whom it calls is taken; see [FromHTTP].
+	Gateway bool
+}
+
 // NewServer returns a gRPC server that serves s behind the interceptors that every way in shares. More services and
 // options (credentials, say) may be added.
-func NewServer(s *Service, opts ...grpc.ServerOption) *grpc.Server {
-	c := chain{rules: s.rules, log: s.log, drain: s.drain}
+func NewServer(s *Service, door Door, opts ...grpc.ServerOption) *grpc.Server {
+	if door.Refusals == nil {
+		door.Refusals = NewLogRefusals(s.log)
+	}
+	c := chain{rules: s.rules, log: s.log, drain: s.drain, door: door}
 	opts = append(opts,
 		grpc.ForceServerCodecV2(newCodec()),
 		// More than is allowed, so that a request which is too large by a little is told what is wrong with it.
@@ -33,13 +50,14 @@ type chain struct {
 	rules rules
 	log   *slog.Logger
 	drain context.Context
+	door  Door
 }
 
 func (c chain) unary(
 	ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler,
 ) (reply any, err error) {
 	defer c.translate(ctx, info.FullMethod, &err)
-	caller, err := authenticate(ctx)
+	caller, err := c.authenticate(ctx, info.FullMethod)
 	if err != nil {
 		return nil, err
 	}
@@ -51,7 +69,7 @@ func (c chain) unary(
 
 func (c chain) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
 	defer c.translate(ss.Context(), info.FullMethod, &err)
-	caller, err := authenticate(ss.Context())
+	caller, err := c.authenticate(ss.Context(), info.FullMethod)
 	if err != nil {
 		return err
 	}
@@ -59,14 +77,23 @@ func (c chain) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo
 	ctx, cancel := context.WithCancelCause(withCaller(ss.Context(), caller))
 	defer cancel(nil)
 	defer context.AfterFunc(c.drain, func() { cancel(closing().Err()) })()
-	return handler(srv, &checkedStream{ServerStream: ss, ctx: ctx, check: c.check})
+	again := func() error {
+		now, err := c.authenticate(ss.Context(), info.FullMethod)
+		if err == nil && !now.Is(caller) {
+			return unauthenticated().Err()
+		}
+		return err
+	}
+	return handler(srv, &checkedStream{ServerStream: ss, ctx: ctx, check: c.check, authenticate: again, authenticated: time.Now()})
 }
 
-// checkedStream checks what it receives.
+// checkedStream checks what it receives, and from time to time to whom it sends.
 type checkedStream struct {
 	grpc.ServerStream
-	ctx   context.Context
-	check func(any) error
+	ctx           context.Context
+	check         func(any) error
+	authenticate  func() error
+	authenticated time.Time
 }
 
 // Context has the caller, and ends with the drain.
@@ -78,6 +105,17 @@ func (s *checkedStream) RecvMsg(m any) error {
 		return err
 	}
 	return s.check(m)
+}
+
+// SendMsg sends a message if the caller is still one.
+func (s *checkedStream) SendMsg(m any) error {
+	if time.Since(s.authenticated) >= reauthenticate {
+		if err := s.authenticate(); err != nil {
+			return err
+		}
+		s.authenticated = time.Now()
+	}
+	return s.ServerStream.SendMsg(m)
 }
 
 func (c chain) check(m any) error {

@@ -31,6 +31,9 @@ func invalid(w http.ResponseWriter, httpStatus int, violations ...api.Violation)
 // writeStatus writes a google.rpc.Status as JSON.
 func writeStatus(w http.ResponseWriter, httpStatus int, st *status.Status) {
 	p := st.Proto()
+	if httpStatus == http.StatusUnauthorized {
+		w.Header().Set("WWW-Authenticate", `Bearer realm="endsession"`)
+	}
 	if after := retryAfter(st); after > 0 {
 		w.Header().Set("Retry-After", strconv.Itoa(after))
 	}

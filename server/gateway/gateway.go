@@ -12,6 +12,7 @@ import (
 	"google.golang.org/genproto/googleapis/api/annotations"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
@@ -43,6 +44,7 @@ func New(conn grpc.ClientConnInterface, loopback bool) (http.Handler, error) {
 	g.mux = runtime.NewServeMux(
 		runtime.WithMarshalerOption(runtime.MIMEWildcard, &marshaler{}),
 		runtime.WithIncomingHeaderMatcher(func(key string) (string, bool) { k, ok := forwarded[key]; return k, ok }),
+		runtime.WithMetadata(func(_ context.Context, r *http.Request) metadata.MD { return api.FromHTTP(r) }),
 		runtime.WithOutgoingHeaderMatcher(func(string) (string, bool) { return "", false }),
 		runtime.WithOutgoingTrailerMatcher(func(string) (string, bool) { return "", false }),
 		runtime.WithForwardResponseOption(accepted),
@@ -68,7 +70,8 @@ func New(conn grpc.ClientConnInterface, loopback bool) (http.Handler, error) {
 }
 
 // forwarded are the headers that become metadata, by their canonical names. None of them can be mistaken for metadata
-// that only the gateway itself sets. (grpc-gateway adds Authorization and where the request came from.)
+// that only the gateway itself sets: see [api.FromHTTP]. (grpc-gateway adds Authorization and where the request came
+// from.)
 var forwarded = map[string]string{
 	"Traceparent": "traceparent",
 	"Tracestate":  "tracestate",

@@ -63,6 +63,8 @@ func TestHeaders(t *testing.T) {
 	for key, value := range map[string]string{
 		"Authorization": "Bearer x", "Traceparent": "00-1-2-01", "Tracestate": "a=b", "Cookie": "c=d",
 		"Grpc-Metadata-Authorization": "Bearer y", "Grpc-Metadata-X": "z", "X-Endsession-Caller": "root", "X-Bin": "AA==",
+		"Endsession-Client-Address": "192.0.2.7", "Endsession-Client-Certificate-Bin": "AA==",
+		"Grpc-Metadata-Endsession-Client-Address": "192.0.2.7", "Grpc-Metadata-Endsession-Client-Certificate-Bin": "AA==",
 		"X-Forwarded-For": "192.0.2.7", "X-Forwarded-Host": "bank.example", "Forwarded": "for=192.0.2.7",
 	} {
 		req.Header.Set(key, value)
@@ -75,7 +77,7 @@ func TestHeaders(t *testing.T) {
 	}
 	want := map[string]string{
 		"authorization": "Bearer x", "traceparent": "00-1-2-01", "tracestate": "a=b",
-		"x-forwarded-for": "127.0.0.1", "x-forwarded-host": "localhost",
+		"x-forwarded-for": "127.0.0.1", "x-forwarded-host": "localhost", "endsession-client-address": "127.0.0.1:4711",
 	}
 	for key, values := range conn.metadata {
 		if len(values) != 1 || want[key] != values[0] {

@@ -7,7 +7,9 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc/codes"
 
@@ -50,9 +52,62 @@ func guard(next http.Handler, loopback bool) http.Handler {
 		// Only what is true is passed on about where the request came from.
 		r.Header.Del("X-Forwarded-For")
 		r.Header.Del("X-Forwarded-Host")
-		next.ServeHTTP(w, r)
+		// An Authorization that cannot be passed on as it is must not count as none: a client certificate would do then.
+		// Two are refused by whoever authenticates.
+		if a := r.Header["Authorization"]; slices.ContainsFunc(a, func(v string) bool { return !ascii(v) }) {
+			r.Header["Authorization"] = []string{"", ""}
+		}
+		// A proxy in front that takes the length of a body from another header than net/http does could be made to carry a
+		// second request within the first. It ends here.
+		if len(r.TransferEncoding) > 0 {
+			h.Set("Connection", "close")
+		}
+		next.ServeHTTP(timed(w), r)
 	})
 }
+
+// ascii reports whether a header's value has only what gRPC takes for a text.
+func ascii(value string) bool {
+	return !strings.ContainsFunc(value, func(r rune) bool { return r < ' ' || r > '~' })
+}
+
+// writeTimeout is how long a client may take for each piece of an answer.
+const writeTimeout = 30 * time.Second
+
+// timed gives every write of an answer a time to end. There is no such time for the whole: a call may wait for minutes,
+// and a watch has no end.
+func timed(w http.ResponseWriter) http.ResponseWriter {
+	return &timedWriter{ResponseWriter: w, control: http.NewResponseController(w)}
+}
+
+type timedWriter struct {
+	http.ResponseWriter
+	control *http.ResponseController
+}
+
+// Write writes, within the time.
+func (t *timedWriter) Write(p []byte) (int, error) {
+	t.limit()
+	return t.ResponseWriter.Write(p)
+}
+
+// WriteHeader notes that the answer begins.
+func (t *timedWriter) WriteHeader(status int) {
+	t.limit()
+	t.ResponseWriter.WriteHeader(status)
+}
+
+// limit is best effort: what has no deadlines is no connection.
+func (t *timedWriter) limit() { _ = t.control.SetWriteDeadline(time.Now().Add(writeTimeout)) }
+
+// Flush sends what was written.
+func (t *timedWriter) Flush() { _ = t.control.Flush() }
+
+// FlushError sends what was written.
+func (t *timedWriter) FlushError() error { t.limit(); return t.control.Flush() }
+
+// Unwrap returns the writer beneath.
+func (t *timedWriter) Unwrap() http.ResponseWriter { return t.ResponseWriter }
 
 // isLoopback reports whether a Host header names this machine from within.
 func isLoopback(hostport string) bool {
