@@ -119,6 +119,12 @@ fuzz: ## run every fuzz test for FUZZTIME (30s)
 	  done
 	done
 
+# Where the network reaches the Go vulnerability database. It is not part of `test`: what it finds depends on the day.
+.PHONY: vuln
+vuln: ## look the dependencies up in the Go vulnerability database
+	@echo "==> govulncheck"
+	$(GO) run golang.org/x/vuln/cmd/govulncheck@latest ./...
+
 # The test binary runs by itself, so that what it counts is seen while it runs.
 .PHONY: chaos
 chaos: ## random faults, crashes and kills (SCHEDULES=2000 KILLS=100 SEED= MINUTES=)
