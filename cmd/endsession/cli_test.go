@@ -461,12 +461,12 @@ func TestHelp(t *testing.T) {
 		}
 	}
 	visit(root)
-	want := []string{"cancel", "config check", "demo", "get", "invalidate", "list", "preview", "retry", "serve", "targets check",
+	want := []string{"cancel", "config check", "demo", "get", "invalidate", "list", "policy test", "preview", "retry", "serve", "targets check",
 		"targets list", "targets pause", "targets resume", "version", "watch"}
 	if slices.Sort(all); !slices.Equal(all, want) {
 		t.Errorf("commands %v, want %v", all, want)
 	}
-	for _, args := range [][]string{{"--help"}, {"invalidate", "--help"}, {"serve", "--help"}, {"list", "--help"}, {"targets", "--help"}} {
+	for _, args := range [][]string{{"--help"}, {"invalidate", "--help"}, {"serve", "--help"}, {"list", "--help"}, {"targets", "--help"}, {"policy", "test", "--help"}} {
 		name := strings.ReplaceAll(strings.Join(args, "-"), "---help", "-help")
 		golden(t, filepath.Join("cli", strings.TrimLeft(name, "-")+".txt"), cli{}.run(t, args...).transcript(args))
 	}

@@ -106,16 +106,15 @@ func ReadCases(file string, data []byte, targets []string) ([]Case, error) {
 	var f casesFile
 	d.Decode(d.Root(), "", &f)
 	_, list := strictyaml.Lookup(d.Root(), "cases")
-	if d.Err() == nil && (list == nil || len(list.Content) == 0) {
+	if len(f.Cases) == 0 && !d.Reported("") {
 		d.Problemf(d.Root().Line, "cases", "want at least one")
 	}
-	if err := d.Err(); err != nil {
-		return nil, err
-	}
-	cases := make([]Case, len(f.Cases))
+	var cases []Case
 	for i, e := range f.Cases {
 		r := caseReader{Document: d, node: list.Content[i], path: strictyaml.Index("cases", i), targets: targets}
-		cases[i] = r.read(e)
+		if !d.Reported(r.path) {
+			cases = append(cases, r.read(e))
+		}
 	}
 	return cases, d.Err()
 }
