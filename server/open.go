@@ -13,6 +13,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/google/uuid"
 	"golang.org/x/time/rate"
 
 	"github.com/endsession/endsession/adapters"
@@ -80,14 +81,17 @@ func Open(ctx context.Context, o Options) (_ *Server, err error) {
 	}
 	o.Logger.WarnContext(ctx, "callers are not authenticated: everybody who reaches the ports may end sessions")
 
-	store, err := openStore(ctx, o)
+	// The name in leases, and in what the database shows of its connections: from either, this log is found.
+	owner := uuid.NewString()
+	o.Logger.InfoContext(ctx, "opening the journal", "owner", owner)
+	store, err := openStore(ctx, o, owner)
 	if err != nil {
 		return nil, err
 	}
 	opened = append(opened, store.Close)
 	parts.Store = store
 	options := invalidation.Options{
-		Store: store, Resolver: a.resolver, Targets: a.targets, Logger: o.Logger,
+		Store: store, Resolver: a.resolver, Targets: a.targets, Logger: o.Logger, Owner: owner,
 		Retention: time.Duration(o.Config.Retention), ProbeInterval: time.Duration(o.Config.CheckInterval),
 	}
 	if p := o.Config.Store.Postgres; p != nil {
@@ -103,9 +107,9 @@ func Open(ctx context.Context, o Options) (_ *Server, err error) {
 }
 
 // openStore opens the journal.
-func openStore(ctx context.Context, o Options) (invalidation.Store, error) {
+func openStore(ctx context.Context, o Options, owner string) (invalidation.Store, error) {
 	if p := o.Config.Store.Postgres; p != nil {
-		return postgres.Open(ctx, postgres.Options{DSN: p.DSN, Logger: o.Logger})
+		return postgres.Open(ctx, postgres.Options{DSN: p.DSN, Logger: o.Logger, Owner: owner})
 	}
 	return sqlite.Open(ctx, sqlite.Options{Path: o.Config.Store.SQLite.Path, Logger: o.Logger})
 }
