@@ -285,52 +285,69 @@ func (c *chaos) judgeDead(all []invalidation.Invalidation) {
 	}
 }
 
-// auditTrail reads the audit trail from a journal that nobody has open and holds it against the invalidations: each was
-// accepted once, and each run ended once. It returns when they were accepted.
+// auditEvent is what the judge looks at of an event of the audit trail.
+type auditEvent struct {
+	Chain            string
+	Seq, At          int64 // At in microseconds since 1970
+	Type, ID, Target string
+}
+
+// auditTrail reads the audit trail from a journal that nobody has open, and judges it.
 func auditTrail(path string, all []invalidation.Invalidation, broken func(string, ...any)) (accepted map[string]time.Time) {
-	db, err := sql.Open("sqlite", (&url.URL{Scheme: "file", Path: path, RawQuery: "mode=ro&immutable=1"}).String())
+	events, err := readAudit(path)
 	if err != nil {
 		broken("read the audit trail: %v", err)
 		return nil
+	}
+	return judgeAudit(events, all, broken)
+}
+
+func readAudit(path string) (events []auditEvent, err error) {
+	db, err := sql.Open("sqlite", (&url.URL{Scheme: "file", Path: path, RawQuery: "mode=ro&immutable=1"}).String())
+	if err != nil {
+		return nil, err
 	}
 	defer func() { _ = db.Close() }()
 	rows, err := db.Query(`SELECT chain, seq, time, type, coalesce(invalidation_id, ''), coalesce(target, '') FROM audit ORDER BY chain, seq`)
 	if err != nil {
-		broken("read the audit trail: %v", err)
-		return nil
+		return nil, err
 	}
 	defer func() { _ = rows.Close() }()
+	for rows.Next() {
+		var e auditEvent
+		if err := rows.Scan(&e.Chain, &e.Seq, &e.At, &e.Type, &e.ID, &e.Target); err != nil {
+			return nil, err
+		}
+		events = append(events, e)
+	}
+	return events, rows.Err()
+}
+
+// judgeAudit holds the audit trail against the invalidations: each was accepted once, and each run ended once. It returns
+// when they were accepted. The events come in the order of their chains and numbers.
+func judgeAudit(events []auditEvent, all []invalidation.Invalidation, broken func(string, ...any)) (accepted map[string]time.Time) {
 	accepted = map[string]time.Time{}
 	cancelled, finals := map[string]int{}, map[string][]string{}
 	chain, next := "", int64(1)
-	for rows.Next() {
-		var typ, id, target, link string
-		var seq, at int64
-		if err := rows.Scan(&link, &seq, &at, &typ, &id, &target); err != nil {
-			broken("read the audit trail: %v", err)
-			return nil
+	for _, e := range events {
+		if e.Chain != chain {
+			chain, next = e.Chain, 1
 		}
-		if link != chain {
-			chain, next = link, 1
+		if e.Seq != next {
+			broken("the audit chain %s goes on with %d instead of %d", e.Chain, e.Seq, next)
 		}
-		if seq != next {
-			broken("the audit chain %s goes on with %d instead of %d", link, seq, next)
-		}
-		next = seq + 1
-		switch word := strings.TrimPrefix(typ, "run."); {
-		case typ == "invalidation.accepted":
-			if _, again := accepted[id]; again {
-				broken("the audit trail has %s accepted twice", id)
+		next = e.Seq + 1
+		switch word := strings.TrimPrefix(e.Type, "run."); {
+		case e.Type == "invalidation.accepted":
+			if _, again := accepted[e.ID]; again {
+				broken("the audit trail has %s accepted twice", e.ID)
 			}
-			accepted[id] = time.UnixMicro(at)
-		case typ == "invalidation.cancelled":
-			cancelled[id]++
+			accepted[e.ID] = time.UnixMicro(e.At)
+		case e.Type == "invalidation.cancelled":
+			cancelled[e.ID]++
 		case word == "succeeded" || word == "failed" || word == "unsupported" || word == "cancelled":
-			finals[id+" at "+target] = append(finals[id+" at "+target], strings.ToUpper(word))
+			finals[e.ID+" at "+e.Target] = append(finals[e.ID+" at "+e.Target], strings.ToUpper(word))
 		}
-	}
-	if err := rows.Err(); err != nil {
-		broken("read the audit trail: %v", err)
 	}
 	for _, inv := range all {
 		if accepted[inv.ID].IsZero() {

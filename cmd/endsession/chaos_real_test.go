@@ -48,8 +48,9 @@ type realRound struct {
 	from func(target string, r *http.Request, body []byte) (sender int, clean []byte)
 	// counts reports whether a request that is under way counts towards its target's limit. The lock is held.
 	counts func(*underWay) bool
-	// check, if set, looks at a request that could end somebody's sessions before it takes effect.
-	check func(u *underWay)
+	// check, if set, looks at a request that could end somebody's sessions before it takes effect; enters at every request
+	// when it counts. The lock is held for the latter.
+	check, enters func(*underWay)
 
 	calm atomic.Bool // no more faults
 	over atomic.Bool // no more calls
@@ -83,6 +84,9 @@ type underWay struct {
 	// been frozen for a lease.
 	late, excess bool
 }
+
+// senderKey is where a request's context has its sender.
+type senderKey struct{}
 
 func newRealRound(t *testing.T, seed uint64, people int) *realRound {
 	k := &realRound{t: t, seed: seed, report: &tally{counts: map[string]int{}}, limits: map[string]int{},
@@ -294,6 +298,9 @@ func (k *realRound) retry(first int, name string, n int) {
 			Name: name, Reason: proto.String(reason), RequestId: proto.String(fmt.Sprintf("00000000-0000-4000-a000-%012x", n)),
 			RetryFor: durationpb.New(k.retryFor[0]), WaitTimeout: durationpb.New(0),
 		})
+		if status.Code(err) == codes.FailedPrecondition {
+			return nil // what did not succeed was cancelled
+		}
 		if err == nil {
 			k.count("retries")
 			k.accepted(reason, &endsessionv1.InvalidateSessionsResponse{Invalidation: again.GetInvalidation(), Replayed: again.GetReplayed()})
@@ -356,6 +363,7 @@ func (k *realRound) wrap(target string, h http.Handler) http.Handler {
 		sender, body := k.from(target, r, body)
 		r.Body = io.NopCloser(bytes.NewReader(body))
 		r.ContentLength = int64(len(body))
+		r = r.WithContext(context.WithValue(r.Context(), senderKey{}, sender))
 		u := &underWay{target: target, person: personIn(body), sender: sender, at: time.Now()}
 		mutating := mutates(target, r.Method, r.URL.Path, body)
 		k.mu.Lock()
@@ -381,6 +389,9 @@ func (k *realRound) wrap(target string, h http.Handler) http.Handler {
 
 func (k *realRound) enter(u *underWay) {
 	k.mu.Lock()
+	if k.enters != nil {
+		k.enters(u)
+	}
 	k.under[u] = true
 	n := 0
 	for x := range k.under {

@@ -119,9 +119,24 @@ func newReplicas(t *testing.T, c *pgtest.Cluster, lease string, n int) *replicas
 		floor: &floor{delay: 20 * time.Millisecond, inFlight: map[string]int{}, most: map[string]int{}, arrivals: map[string][]arrival{}}}
 	dir := t.TempDir()
 	urls := r.serve(t, dir, r.floor.wrap)
-	r.path = labConfig{dir: dir, urls: urls, listen: [3]string{"127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"}, change: func(text string) string {
+	r.path = labConfig{dir: dir, urls: urls, listen: [3]string{"127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"},
+		change: replicated(t, r.dsn, lease)}.write(t)
+	r.start(n)
+	t.Cleanup(func() {
+		for _, p := range r.all {
+			if strings.Contains(p.log.String(), c.Password()) {
+				t.Error("a gateway's log holds the database's password")
+			}
+		}
+	})
+	return r
+}
+
+// replicated puts the journal into PostgreSQL, and sets the limits that the tests hold replicas to.
+func replicated(t *testing.T, dsn, lease string) func(string) string {
+	return func(text string) string {
 		for old, with := range map[string]string{
-			"sqlite: { path: ./endsession.db }":                     fmt.Sprintf("postgres: { dsn: %q, lease: %s }", r.dsn, lease),
+			"sqlite: { path: ./endsession.db }":                     fmt.Sprintf("postgres: { dsn: %q, lease: %s }", dsn, lease),
 			"    concurrency: 8\n":                                  "    concurrency: 4\n",
 			"    usernames: ['user.email']\n":                       "    usernames: ['user.email']\n    concurrency: 3\n    rate: 60/s\n",
 			"    usernames:\n      - { provider: local":             "    concurrency: 2\n    usernames:\n      - { provider: local",
@@ -133,16 +148,7 @@ func newReplicas(t *testing.T, c *pgtest.Cluster, lease string, n int) *replicas
 			text = strings.Replace(text, old, with, 1)
 		}
 		return text
-	}}.write(t)
-	r.start(n)
-	t.Cleanup(func() {
-		for _, p := range r.all {
-			if strings.Contains(p.log.String(), c.Password()) {
-				t.Error("a gateway's log holds the database's password")
-			}
-		}
-	})
-	return r
+	}
 }
 
 // start adds gateways.
