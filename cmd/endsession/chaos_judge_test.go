@@ -51,7 +51,7 @@ func (c *chaos) judge() {
 	c.end(c.now, time.Minute)
 	accepted := auditTrail(c.now.path, all, c.broken)
 	for _, s := range c.sent {
-		if s.mutating && s.at.Before(accepted[s.by.id]) {
+		if s.mutating && s.at.Before(c.moment(accepted[s.by.id], c.accepted[s.by.id])) {
 			c.broken("%s: %s was sent before the audit event", s.by.key, s.what)
 		}
 	}
@@ -149,18 +149,19 @@ func (c *chaos) judgeRun(inv invalidation.Invalidation, r invalidation.Run) {
 		bad("open %t, next attempt %v, complete %v", r.Open, r.NextAttemptTime, r.CompleteTime)
 	}
 	mutations := 0
+	created := c.moment(inv.CreateTime, c.accepted[inv.ID])
 	for _, s := range c.sent {
 		if s.by.id != inv.ID || s.target != r.Target || !s.mutating {
 			continue
 		}
 		mutations++
-		if !s.at.Before(r.ExpireTime) {
-			bad("it expired at %v, and at %v %s was sent", r.ExpireTime.Sub(c.began), s.at.Sub(c.began), s.what)
+		if at := c.earliest(s.at); !at.Before(r.ExpireTime) {
+			bad("it expired at %v, and at %v %s was sent", r.ExpireTime.Sub(c.began), at.Sub(c.began), s.what)
 		}
 		if s.status == 0 && s.fault != "connection refused" && !r.CountIsMinimum {
 			bad("%s was never answered, and the count is no minimum", s.what)
 		}
-		if s.at.Before(inv.CreateTime) {
+		if s.at.Before(created) {
 			bad("%s was sent before it was accepted", s.what)
 		}
 	}
@@ -232,11 +233,13 @@ func (c *chaos) judgeSuccess(inv invalidation.Invalidation, r invalidation.Run, 
 		}
 		return // nothing can match
 	}
+	created := c.moment(inv.CreateTime, c.accepted[inv.ID])
+	complete := c.moment(r.CompleteTime, c.ended[inv.ID+" at "+r.Target])
 	for _, x := range c.seen {
-		if x.target != r.Target || !r.Selector.Match(x.session) || !within(x, *r.Selector) || x.born.After(inv.CreateTime) {
+		if x.target != r.Target || !r.Selector.Match(x.session) || !within(x, *r.Selector) || x.born.After(created) {
 			continue
 		}
-		if x.died.IsZero() || x.died.After(r.CompleteTime) {
+		if x.died.IsZero() || x.died.After(complete) {
 			bad("session %s of %q, signed in before, was still there when it was complete", x.session.ID, x.session.Username)
 		}
 	}
@@ -254,9 +257,9 @@ func (c *chaos) judgeSuccess(inv invalidation.Invalidation, r invalidation.Run, 
 		return
 	}
 	// It was confirmed after the run had begun; Kibana finds a session only a second after it began.
-	began := r.StartTime.Add(-time.Second)
+	began := c.moment(r.StartTime, c.begun[inv.ID+" at "+r.Target]).Add(-time.Second)
 	for _, x := range c.seen {
-		if x.target == r.Target && r.Selector.Match(x.session) && x.born.Before(began) && (x.died.IsZero() || x.died.After(r.CompleteTime)) {
+		if x.target == r.Target && r.Selector.Match(x.session) && x.born.Before(began) && (x.died.IsZero() || x.died.After(complete)) {
 			bad("it is %s, but session %s of %q, signed in before it began, was there", r.Verification, x.session.ID, x.session.Username)
 		}
 	}

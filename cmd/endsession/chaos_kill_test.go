@@ -43,7 +43,7 @@ func TestChaosKills(t *testing.T) {
 				t.Run(fmt.Sprintf("Seed=%d", r.seed), func(t *testing.T) {
 					carryOutKills(t, r.seed, r.kills, total)
 					if t.Failed() {
-						t.Logf("CHAOS_SEED=%d CHAOS_KILLS=%d go test -run '^TestChaosKills$' ./cmd/endsession", r.seed, r.kills)
+						total.fail(fmt.Sprintf("CHAOS_SEED=%d CHAOS_KILLS=%d go test -run '^TestChaosKills$' ./cmd/endsession", r.seed, r.kills))
 					}
 				})
 			}

@@ -30,8 +30,29 @@ type schedule struct {
 	taskTime time.Duration
 	// deletionsLag and legacy are Kibana's.
 	deletionsLag, legacy bool
+	// jumps are when the clock that the journal goes by jumps, forwards or backwards.
+	jumps []jump
 	// late is how probable it is that a request takes effect although whoever sent it has given up, or died.
 	late float64
+}
+
+// jump is a jump of a clock: from then on it is that much ahead, or behind, than before.
+type jump struct{ at, by time.Duration }
+
+// jumpy lets the clock of a schedule's journal jump: by moments, by more than a lease, by more than a run may take.
+func (s *schedule) jumpy() *schedule {
+	r := dice(s.seed, "clock")
+	for range 1 + r.IntN(5) {
+		by := pick(r, span(r, 0, 3*time.Second), span(r, 0, time.Minute), span(r, time.Minute, 8*time.Minute))
+		if r.IntN(2) == 0 {
+			by = -by
+		}
+		j := jump{span(r, 0, s.calm), by}
+		s.jumps = append(s.jumps, j)
+		s.act(j.at, fmt.Sprintf("the clock jumps by %v", by), func(c *chaos) { c.jump(by) })
+	}
+	slices.SortFunc(s.actions, func(a, b plannedAction) int { return cmp.Compare(a.at, b.at) })
+	return s
 }
 
 // weather is how bad the way to a target is.

@@ -46,8 +46,6 @@ const (
 // TestChaosReplicas runs three real processes on one PostgreSQL. They are killed, frozen past their leases and cut off from
 // the database, and the database crashes, hangs and restarts, while calls stream in, to whichever replica, and targets
 // misbehave.
-//
-//	CHAOS_REPLICAS=n    that many rounds, of seeds that follow each other
 func TestChaosReplicas(t *testing.T) {
 	rounds, end := envInt(t, "CHAOS_REPLICAS", 2), chaosEnd(t)
 	seed, _ := chaosSeed(t)
@@ -70,7 +68,7 @@ func TestChaosReplicas(t *testing.T) {
 			t.Run(fmt.Sprintf("Seed=%d", seed+n), func(t *testing.T) {
 				newReplicaRound(t, c, seed+n).carryOut(total)
 				if t.Failed() {
-					t.Logf("CHAOS_SEED=%d CHAOS_REPLICAS=1 go test -run '^TestChaosReplicas$' ./cmd/endsession", seed+n)
+					total.fail(fmt.Sprintf("CHAOS_SEED=%d CHAOS_REPLICAS=1 go test -run '^TestChaosReplicas$' ./cmd/endsession", seed+n))
 				}
 			})
 		})
@@ -207,11 +205,11 @@ func (k *replicaRound) sender(target string, r *http.Request, body []byte) (int,
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if n, ok := k.tokens[r.Header.Get("X-F5-Auth-Token")]; ok {
+	if n, ok := k.tokens[target+" "+r.Header.Get("X-F5-Auth-Token")]; ok {
 		return n, body
 	}
 	for _, found := range bigiqTokens.FindAllSubmatch(body, -1) {
-		if n, ok := k.tokens[string(found[1])]; ok {
+		if n, ok := k.tokens[target+" "+string(found[1])]; ok {
 			return n, body
 		}
 	}
@@ -230,7 +228,7 @@ func (k *replicaRound) learn(target string, h http.Handler) http.Handler {
 			n, _ := r.Context().Value(senderKey{}).(int)
 			k.mu.Lock()
 			for _, found := range bigiqTokens.FindAllSubmatch(answer.Body.Bytes(), -1) {
-				k.tokens[string(found[1])] = n
+				k.tokens[target+" "+string(found[1])] = n
 			}
 			k.mu.Unlock()
 		}
@@ -252,7 +250,7 @@ func (k *replicaRound) owned(u *underWay) {
 	}
 	k.mu.Lock()
 	r := k.nodes[u.sender]
-	owners := slices.Clone(r.owners)
+	owners := r.names()
 	k.mu.Unlock()
 	ctx, cancel := context.WithTimeout(k.t.Context(), time.Second)
 	defer cancel()
@@ -443,14 +441,16 @@ func (k *replicaRound) client(i int) endsessionv1.SessionServiceClient {
 func (k *replicaRound) start(r *replica) {
 	for deadline := time.Now().Add(2 * patience); ; time.Sleep(50 * time.Millisecond) {
 		p := beginWith(k.t, r.env, r.path)
-		if owner := p.serving(); owner != "" {
+		k.mu.Lock()
+		r.process = p
+		k.mu.Unlock()
+		if p.serving() {
 			client := p.client(k.t)
-			k.mu.Lock()
-			r.process = p
-			r.owners = append(r.owners, owner)
-			k.mu.Unlock()
 			r.client.Store(&client)
-			k.say("replica %d serves as %s", r.n, owner)
+			k.mu.Lock()
+			owners := r.names()
+			k.mu.Unlock()
+			k.say("replica %d serves as %s", r.n, owners[len(owners)-1])
 			return
 		}
 		p.kill()
@@ -462,27 +462,33 @@ func (k *replicaRound) start(r *replica) {
 	}
 }
 
-// serving waits until the process serves and returns its name in leases; "" if it ended, or does not get there.
-func (p *process) serving() (owner string) {
+// names are those in the leases of its processes. The lock is held: the latest tells its own before it begins anything.
+func (r *replica) names() []string {
+	for line := range strings.Lines(r.process.log.String()) {
+		var entry struct{ Owner string }
+		if json.Unmarshal([]byte(line), &entry) == nil && entry.Owner != "" {
+			if !slices.Contains(r.owners, entry.Owner) {
+				r.owners = append(r.owners, entry.Owner)
+			}
+			break
+		}
+	}
+	return slices.Clone(r.owners)
+}
+
+// serving waits until the process serves; it reports false if it ended, or does not get there.
+func (p *process) serving() bool {
 	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
 		select {
 		case <-p.ended:
-			return ""
+			return false
 		default:
 		}
-		for line := range strings.Lines(p.log.String()) {
-			var entry struct{ Msg, GRPC, HTTP, Admin, Owner string }
-			if json.Unmarshal([]byte(line), &entry) != nil {
-				continue
-			}
-			owner = cmp.Or(entry.Owner, owner)
-			if entry.Msg == "serving" {
-				p.grpc, p.http, p.admin = entry.GRPC, "http://"+entry.HTTP, "http://"+entry.Admin
-				return owner
-			}
+		if p.listens() {
+			return true
 		}
 	}
-	return ""
+	return false
 }
 
 // kill ends a replica's process and starts another after a while.
@@ -530,7 +536,7 @@ func (k *replicaRound) freeze(r *replica, long time.Duration, what string) {
 func (k *replicaRound) leases(r *replica) map[string]int {
 	working := map[string]int{}
 	k.mu.Lock()
-	owners := slices.Clone(r.owners)
+	owners := r.names()
 	k.mu.Unlock()
 	ctx, cancel := context.WithTimeout(k.t.Context(), time.Second)
 	defer cancel()

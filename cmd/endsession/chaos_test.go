@@ -24,6 +24,7 @@ import (
 //	CHAOS_SEED=n        carry out the schedule of this seed, or begin with it
 //	CHAOS_SCHEDULES=n   that many schedules, of seeds that follow each other
 //	CHAOS_KILLS=n       that many kills of real processes
+//	CHAOS_REPLICAS=n    that many rounds with replicas on PostgreSQL
 //	CHAOS_MINUTES=n     stop after that long, whatever is left
 //	CHAOS_LOG=1         show what happened even if nothing is wrong
 
@@ -85,7 +86,7 @@ func chaosEnd(t testing.TB) time.Time {
 type tally struct {
 	mu     sync.Mutex
 	counts map[string]int
-	failed []uint64
+	failed []string // how to see again what has failed
 }
 
 func (y *tally) add(counts map[string]int) {
@@ -94,6 +95,12 @@ func (y *tally) add(counts map[string]int) {
 	for what, n := range counts {
 		y.counts[what] += n
 	}
+}
+
+func (y *tally) fail(again string) {
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	y.failed = append(y.failed, again)
 }
 
 // print writes the report, in the order of the words.
@@ -105,8 +112,8 @@ func (y *tally) print(out io.Writer) {
 	for _, what := range slices.Sorted(maps.Keys(y.counts)) {
 		fmt.Fprintf(w, "%8d  %s\n", y.counts[what], what)
 	}
-	for _, seed := range y.failed {
-		fmt.Fprintf(w, "FAILED    seed %d: CHAOS_SEED=%d go test -run '^TestChaos$' ./cmd/endsession\n", seed, seed)
+	for _, again := range y.failed {
+		fmt.Fprintf(w, "FAILED    %s\n", again)
 	}
 }
 
@@ -123,13 +130,26 @@ func report(t testing.TB, title string, y *tally) {
 }
 
 // campaign is whether somebody wants to see the numbers.
-func campaign() bool { return os.Getenv("CHAOS_SCHEDULES")+os.Getenv("CHAOS_KILLS") != "" }
+func campaign() bool {
+	return os.Getenv("CHAOS_SCHEDULES")+os.Getenv("CHAOS_KILLS")+os.Getenv("CHAOS_REPLICAS") != ""
+}
 
 // TestChaos carries out random schedules and judges each of them.
 func TestChaos(t *testing.T) {
-	setup := newChaosSetup(t)
-	seeds, end := chaosSeeds(t), chaosEnd(t)
-	total := &tally{counts: map[string]int{}}
+	carryOutAll(t, "schedules", chaosSeeds(t), newSchedule)
+}
+
+// TestChaosClocks is the same with a clock that jumps: a fifth as many schedules, in which the journal's clock is put forward
+// and back by anything from moments to minutes. Nothing is lost or ends twice; nothing is sent after a run's expire time by
+// what the process could know of that clock.
+func TestChaosClocks(t *testing.T) {
+	seeds := chaosSeeds(t)
+	carryOutAll(t, "schedules with a clock that jumps", seeds[:(len(seeds)+4)/5], func(seed uint64) *schedule { return newSchedule(seed).jumpy() })
+}
+
+func carryOutAll(t *testing.T, what string, seeds []uint64, plan func(seed uint64) *schedule) {
+	setup, end := newChaosSetup(t), chaosEnd(t)
+	total, name := &tally{counts: map[string]int{}}, t.Name()
 	began := time.Now()
 	queue := make(chan uint64)
 	var workers sync.WaitGroup
@@ -137,12 +157,10 @@ func TestChaos(t *testing.T) {
 		workers.Go(func() {
 			for seed := range queue {
 				t.Run(fmt.Sprintf("Seed=%d", seed), func(t *testing.T) {
-					c := carryOut(t, setup, seed)
+					c := carryOut(t, setup, plan(seed))
 					total.add(c.counts)
 					if len(c.wrong) > 0 {
-						total.mu.Lock()
-						total.failed = append(total.failed, seed)
-						total.mu.Unlock()
+						total.fail(fmt.Sprintf("CHAOS_SEED=%d go test -run '^%s$' ./cmd/endsession", seed, name))
 					}
 				})
 			}
@@ -155,18 +173,18 @@ func TestChaos(t *testing.T) {
 		}
 		queue <- seed
 		if carried++; carried%500 == 0 && campaign() {
-			fmt.Printf("== %d of %d schedules after %v\n", carried, len(seeds), time.Since(began).Round(time.Second))
+			fmt.Printf("== %d of %d %s after %v\n", carried, len(seeds), what, time.Since(began).Round(time.Second))
 		}
 	}
 	close(queue)
 	workers.Wait()
 	took := time.Since(began)
-	report(t, fmt.Sprintf("%d schedules in %v, %.1f a second, from seed %d on", carried, took.Round(time.Second/10),
+	report(t, fmt.Sprintf("%d %s in %v, %.1f a second, from seed %d on", carried, what, took.Round(time.Second/10),
 		float64(carried)/took.Seconds(), seeds[0]), total)
 }
 
 // carryOut lives through one schedule, in a bubble of virtual time.
-func carryOut(t *testing.T, setup *chaosSetup, seed uint64) (c *chaos) {
+func carryOut(t *testing.T, setup *chaosSetup, s *schedule) (c *chaos) {
 	t.Helper()
 	dir, err := os.MkdirTemp(memoryDisk(), "endsession-chaos-")
 	if err != nil {
@@ -174,13 +192,13 @@ func carryOut(t *testing.T, setup *chaosSetup, seed uint64) (c *chaos) {
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
 	synctest.Test(t, func(t *testing.T) {
-		c = newChaos(t, setup, newSchedule(seed), dir)
+		c = newChaos(t, setup, s, dir)
 		defer func() {
 			if len(c.wrong) > 0 || t.Failed() || os.Getenv("CHAOS_LOG") != "" {
-				t.Logf("seed %d:\n%s", seed, c.story.String())
+				t.Logf("seed %d:\n%s", s.seed, c.story.String())
 			}
 			for _, text := range c.wrong {
-				t.Errorf("seed %d: %s", seed, text)
+				t.Errorf("seed %d: %s", s.seed, text)
 			}
 		}()
 		c.carryOut()
@@ -220,7 +238,7 @@ func TestChaosReplays(t *testing.T) {
 		var all [][]string
 		same := false
 		for len(all) < times && !same {
-			now := told(carryOut(t, setup, seed))
+			now := told(carryOut(t, setup, newSchedule(seed)))
 			same = slices.ContainsFunc(all, func(before []string) bool { return slices.Equal(before, now) })
 			all = append(all, now)
 		}

@@ -73,6 +73,19 @@ type chaos struct {
 	counts     map[string]int
 
 	targetLocks map[string]*sync.Mutex
+
+	// The journal's clock, and when things happened by the true one.
+	ahead    atomic.Int64
+	jumped   []clockSpan
+	accepted map[string]time.Time // by invalidation: before the acceptance was written
+	ended    map[string]time.Time // by run: after its end was
+	begun    map[string]time.Time // by run: its first attempt
+}
+
+// clockSpan is how far the journal's clock was ahead from a moment on.
+type clockSpan struct {
+	from  time.Time
+	ahead time.Duration
 }
 
 // chaosSetup is what all schedules share: the configuration of the lab, whose names are resolved by the real resolver.
@@ -163,7 +176,9 @@ func newChaos(t testing.TB, setup *chaosSetup, s *schedule, dir string) *chaos {
 		died: make(chan time.Duration, 1), keys: map[string]string{}, attempts: map[string]int{}, seen: map[string]*seenSession{},
 		tasks: map[string]*attemptCall{}, endedTasks: map[string][]bigiqtest.Task{}, pauses: map[string][]pauseSpan{}, answers: map[string][]string{}, finals: map[string]string{}, views: map[string][]string{},
 		counts: map[string]int{}, targetLocks: map[string]*sync.Mutex{}, bigiq: map[string]*bigiqtest.Server{},
+		accepted: map[string]time.Time{}, ended: map[string]time.Time{}, begun: map[string]time.Time{},
 	}
+	c.jumped = []clockSpan{{c.began, 0}}
 	l := newEmptyLab(s)
 	c.l, c.kibana, c.element = l, l.systems["kibana-prod"].(*kibanatest.Server), l.systems["storage"].(*elementtest.Server)
 	for _, target := range []string{"apm", "apm-all"} {
@@ -226,6 +241,54 @@ func (c *chaos) Write(p []byte) (int, error) {
 }
 
 var _ io.Writer = (*chaos)(nil)
+
+// --- the journal's clock ---
+
+func (c *chaos) clock() time.Time { return time.Now().Add(time.Duration(c.ahead.Load())) }
+
+func (c *chaos) jump(by time.Duration) {
+	c.count("the clock jumped forwards")
+	if by < 0 {
+		c.count("the clock jumped backwards")
+		c.mu.Lock()
+		c.counts["the clock jumped forwards"]--
+		c.mu.Unlock()
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.jumped = append(c.jumped, clockSpan{time.Now(), time.Duration(c.ahead.Add(int64(by)))})
+}
+
+// earliest returns the earliest that a process may have taken a moment for: it looks at the journal's clock at every
+// heartbeat.
+func (c *chaos) earliest(at time.Time) time.Time {
+	if len(c.jumps) == 0 {
+		return at
+	}
+	since := at.Add(-c.leaseLength / 3)
+	var earliest time.Time
+	for i, j := range c.jumped {
+		if i+1 < len(c.jumped) && c.jumped[i+1].from.Before(since) || j.from.After(at) {
+			continue
+		}
+		from := j.from
+		if since.After(from) {
+			from = since
+		}
+		if t := from.Add(j.ahead); earliest.IsZero() || t.Before(earliest) {
+			earliest = t
+		}
+	}
+	return earliest
+}
+
+// moment is a time in the journal, as it was noted where the clock does not jump.
+func (c *chaos) moment(journalled, noted time.Time) time.Time {
+	if len(c.jumps) == 0 {
+		return journalled
+	}
+	return noted
+}
 
 // --- who is signed in ---
 
@@ -353,7 +416,7 @@ func (c *chaos) start() {
 		}
 		return a
 	}}))
-	store, err := sqlite.Open(context.Background(), sqlite.Options{Path: g.path, Logger: log})
+	store, err := sqlite.Open(context.Background(), sqlite.Options{Path: g.path, Logger: log, Clock: c.clock})
 	if err != nil {
 		c.broken("the journal cannot be opened: %v", err)
 		c.t.FailNow()
@@ -552,6 +615,7 @@ func (s *mortalStore) write(op string, do func() error) error {
 func (s *mortalStore) Accept(ctx context.Context, a invalidation.Acceptance) (inv invalidation.Invalidation, replayed bool, leases []invalidation.Lease, err error) {
 	s.g.c.mu.Lock()
 	s.g.c.keys[a.Invalidation.ID] = a.Invalidation.Call.Reason
+	s.g.c.accepted[a.Invalidation.ID] = time.Now()
 	s.g.c.mu.Unlock()
 	err = s.write("Accept", func() error {
 		inv, replayed, leases, err = s.Store.Accept(ctx, a)
@@ -646,6 +710,7 @@ func (c *chaos) final(id string, r invalidation.Run) {
 	key := id + " at " + r.Target
 	before, again := c.finals[key]
 	c.finals[key] = string(r.State)
+	c.ended[key] = time.Now()
 	name := c.keys[id]
 	c.mu.Unlock()
 	if again {
@@ -695,6 +760,9 @@ func (a *tellingAdapter) call(ctx context.Context, id string) (context.Context, 
 	defer c.mu.Unlock()
 	run := c.keys[id] + " at " + a.target
 	c.attempts[run]++
+	if c.attempts[run] == 1 {
+		c.begun[id+" at "+a.target] = time.Now()
+	}
 	x := &attemptCall{id: id, target: a.target, key: c.keys[id], n: c.attempts[run], began: time.Now()}
 	h := fnv.New64a()
 	fmt.Fprint(h, run, x.n)

@@ -108,16 +108,21 @@ func serveWith(t testing.TB, env map[string]string, path string) *process {
 			t.Fatalf("the gateway ended with status %d:\n%s", p.status, p.log)
 		default:
 		}
-		for line := range strings.Lines(p.log.String()) {
-			var entry struct{ Msg, GRPC, HTTP, Admin string }
-			if json.Unmarshal([]byte(line), &entry) == nil && entry.Msg == "serving" {
-				p.grpc, p.http, p.admin = entry.GRPC, "http://"+entry.HTTP, "http://"+entry.Admin
-				return true
-			}
-		}
-		return false
+		return p.listens()
 	})
 	return p
+}
+
+// listens reports whether the process serves, and notes where.
+func (p *process) listens() bool {
+	for line := range strings.Lines(p.log.String()) {
+		var entry struct{ Msg, GRPC, HTTP, Admin string }
+		if json.Unmarshal([]byte(line), &entry) == nil && entry.Msg == "serving" {
+			p.grpc, p.http, p.admin = entry.GRPC, "http://"+entry.HTTP, "http://"+entry.Admin
+			return true
+		}
+	}
+	return false
 }
 
 // kill ends the process without a warning.

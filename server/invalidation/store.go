@@ -200,6 +200,9 @@ type ClaimedRun struct {
 	Caller   Caller
 	// Lost is true when the run was open: an earlier attempt ended without a journalled answer.
 	Lost bool
+	// Expired is true when the run's expire time had come by the store's clock: it was leased as it is, to be ended, whatever
+	// time the claimant thinks it is.
+	Expired bool
 }
 
 // Head is the part of an invalidation that changes.

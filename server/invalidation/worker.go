@@ -230,6 +230,12 @@ func (w *worker) claim(ctx context.Context) (time.Duration, error) {
 	if err != nil {
 		return 0, err
 	}
+	if len(claimed) == 0 && ok && !at.After(w.e.now()) {
+		// Somebody was faster, or the store's clock has been put back.
+		if err := w.e.syncClock(ctx); err != nil {
+			return 0, err
+		}
+	}
 	if trying && ok {
 		// free signals when the one that went ahead is done, because of backlog.
 		w.backlog.Store(true)
@@ -298,7 +304,7 @@ func (w *worker) work(c ClaimedRun, asked time.Time) {
 		run = ended(run, c.Lost, adapters.ReasonTargetRemoved, "the target is no longer configured", now)
 	case run.Fingerprint != w.target.Fingerprint():
 		run = ended(run, c.Lost, adapters.ReasonTargetChanged, "the target's name now stands for another system", now)
-	case !now.Before(run.ExpireTime):
+	case c.Expired, !now.Before(run.ExpireTime):
 		run = expired(run, c.Lost, now)
 	case run.Selector == nil:
 		run = w.e.resolveLate(ctx, w.target, c, now)

@@ -139,6 +139,7 @@ func scanClaimed(rows pgx.Rows, t *tx, owner string) (claimed []invalidation.Cla
 		if d.json(sel, &c.Selector); d.err != nil {
 			return nil, d.err
 		}
+		c.Expired = kept && c.Run.Selector != nil
 		if !kept {
 			t.touch(c.Lease.InvalidationID)
 		}

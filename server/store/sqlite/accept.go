@@ -42,7 +42,7 @@ type acceptance struct {
 
 // Accept journals a new invalidation.
 func (s *Store) Accept(ctx context.Context, a invalidation.Acceptance) (invalidation.Invalidation, bool, []invalidation.Lease, error) {
-	p, err := prepareAcceptance(a)
+	p, err := prepareAcceptance(a, s.clock())
 	if err != nil {
 		return invalidation.Invalidation{}, false, nil, fmt.Errorf("accept: %w", err)
 	}
@@ -68,7 +68,7 @@ func (s *Store) Accept(ctx context.Context, a invalidation.Acceptance) (invalida
 	return inv, replayed, leases, nil
 }
 
-func prepareAcceptance(a invalidation.Acceptance) (*acceptance, error) {
+func prepareAcceptance(a invalidation.Acceptance, now time.Time) (*acceptance, error) {
 	p := &acceptance{Acceptance: a, inv: a.Invalidation, start: make([]bool, len(a.Invalidation.Runs))}
 	for _, i := range a.Start {
 		p.start[i] = true
@@ -88,7 +88,7 @@ func prepareAcceptance(a invalidation.Acceptance) (*acceptance, error) {
 			r.State = invalidation.RunRunning
 			r.Open = true
 			r.Attempts = 1
-			r.StartTime = time.Now()
+			r.StartTime = now
 			r.NextAttemptTime = time.Time{}
 		}
 		r = keep(r, inv.CreateTime)

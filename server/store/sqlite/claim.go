@@ -111,7 +111,8 @@ func lease(t *tx, c *invalidation.ClaimedRun, by invalidation.Claim) error {
 	l.Owner = by.Owner
 	l.Token++
 	l.Until = moment(t.now.Add(by.LeaseLength))
-	if r.Selector == nil || !t.now.Before(r.ExpireTime) {
+	c.Expired = !t.now.Before(r.ExpireTime)
+	if r.Selector == nil || c.Expired {
 		_, err := t.exec(keptLease, l.InvalidationID, int64(l.Run), l.Owner, l.Token, l.Until.UnixMicro())
 		return err
 	}
@@ -211,7 +212,7 @@ func (s *Store) Release(ctx context.Context, l invalidation.Lease) error {
 
 // NextDue returns when the earliest run at the target can be claimed.
 func (s *Store) NextDue(ctx context.Context, target string) (time.Time, bool, error) {
-	now := time.Now().UnixMicro()
+	now := s.clock().UnixMicro()
 	var due []int64
 	err := s.read(ctx, func(ctx context.Context, c *conn) error {
 		var found []int64

@@ -87,12 +87,12 @@ func snapshot(q query, c *conn) error {
 	return err
 }
 
-// Now is the process's clock.
+// Now is the clock of the options: the process's.
 func (s *Store) Now(ctx context.Context) (time.Time, error) {
 	if err := s.usable(ctx); err != nil {
 		return time.Time{}, err
 	}
-	return moment(time.Now()), nil
+	return moment(s.clock()), nil
 }
 
 // usable is for what needs no connection: an error if the store is closed or the context has ended.

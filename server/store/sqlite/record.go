@@ -31,7 +31,7 @@ WHERE invalidation_id = ? AND idx = ?`
 // Record writes what became of a leased run.
 func (s *Store) Record(ctx context.Context, l invalidation.Lease, run invalidation.Run, events []invalidation.Event) (invalidation.Head, error) {
 	run.Open = false
-	run = keep(run, time.Now())
+	run = keep(run, s.clock())
 	values, err := outcome(run)
 	if err != nil {
 		return invalidation.Head{}, fmt.Errorf("record run: %w", err)

@@ -30,6 +30,8 @@ type Options struct {
 	// half as long for another program's lock.
 	// 0 is DefaultTimeout.
 	Timeout time.Duration
+	// Clock is what the journal's times are compared with; nil is [time.Now].
+	Clock func() time.Time
 
 	vfs string // SQLite's own when empty
 }
@@ -38,6 +40,7 @@ type Options struct {
 type Store struct {
 	place     place
 	timeout   time.Duration
+	clock     func() time.Time
 	lock      *flock.Flock
 	writer    *writer
 	queries   chan query
@@ -63,6 +66,9 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 	if o.Timeout == 0 {
 		o.Timeout = DefaultTimeout
 	}
+	if o.Clock == nil {
+		o.Clock = time.Now
+	}
 	path, err := resolve(o.Path)
 	if err != nil {
 		return nil, fmt.Errorf("open journal %s: %w", o.Path, err)
@@ -86,7 +92,7 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 		return nil, errors.Join(fmt.Errorf("open journal %s: %w", o.Path, err), c.close(), lock.Unlock())
 	}
 	s := &Store{
-		place: p, timeout: o.Timeout, lock: lock,
+		place: p, timeout: o.Timeout, clock: o.Clock, lock: lock,
 		queries: make(chan query),
 		closing: make(chan struct{}),
 		news:    newNews(),
@@ -95,6 +101,7 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 	s.writer = &writer{
 		place: p, log: o.Logger, conn: c,
 		tx:        tx{conn: c, chain: chain.String()},
+		clock:     o.Clock,
 		queue:     make(chan *change, 2*maxBatch),
 		closing:   s.closing,
 		stopped:   make(chan struct{}),

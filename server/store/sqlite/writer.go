@@ -21,6 +21,7 @@ const maxBatch = 128
 type writer struct {
 	place     place
 	log       *slog.Logger
+	clock     func() time.Time
 	queue     chan *change
 	closing   chan struct{}
 	stopped   chan struct{}
@@ -223,7 +224,7 @@ func (w *writer) apply(c *change) error {
 		return err
 	}
 	seq := w.tx.seq
-	w.tx.now = moment(time.Now())
+	w.tx.now = moment(w.clock())
 	w.tx.changed = nil
 	c.err = c.do(&w.tx)
 	if errors.Is(c.err, invalidation.ErrUnavailable) {

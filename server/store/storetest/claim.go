@@ -175,14 +175,17 @@ func claimExpiredOnly(t *testing.T, h Harness) {
 	a.Invalidation.Call.Priority = invalidation.PriorityBulk
 	soon, _ := accept(t, s, a)
 	only := invalidation.Claim{Target: "apm", LeaseLength: time.Hour, ExpiredOnly: true}
-	if c := claimOne(t, s, only); c.Lease.InvalidationID != old.ID {
-		t.Errorf("claimed %s, want the expired %s", c.Lease.InvalidationID, old.ID)
+	if c := claimOne(t, s, only); c.Lease.InvalidationID != old.ID || !c.Expired {
+		t.Errorf("claimed %s (expired %t), want the expired %s", c.Lease.InvalidationID, c.Expired, old.ID)
 	}
 	h.Pass(t, h.Lease)
 	if c := claimOne(t, s, only); c.Lease.InvalidationID != soon.ID {
 		t.Errorf("claimed %s, want %s, which has expired", c.Lease.InvalidationID, soon.ID)
 	}
 	equal(t, "the one that has not", get(t, s, fresh.ID), fresh)
+	if c := claimOne(t, s, invalidation.Claim{Target: "apm", LeaseLength: time.Hour}); c.Lease.InvalidationID != fresh.ID || c.Expired {
+		t.Errorf("claimed %s (expired %t), want %s, which has not", c.Lease.InvalidationID, c.Expired, fresh.ID)
+	}
 }
 
 func claimNeverHandsARunToTwo(t *testing.T, h Harness) {
