@@ -333,8 +333,12 @@ func (k *replicaRound) plan(d *rand.Rand) {
 	for _, target := range k.l.targets {
 		if d.IntN(4) == 0 {
 			from, first := span(d, 0, replicaTrouble*3/4), d.IntN(replicaCount)
-			k.event(from, "pause "+target, func() { k.pause(first, target) })
-			k.event(from+span(d, time.Second, 5*time.Second), "resume "+target, func() { k.resume(first+1, target) })
+			long := span(d, 3*time.Second, 7*time.Second)
+			k.event(from, fmt.Sprintf("pause %s for %v", target, long), func() {
+				k.pause(first, target)
+				time.Sleep(long)
+				k.resume(first+1, target)
+			})
 		}
 	}
 	if d.IntN(2) == 0 {
