@@ -207,7 +207,7 @@ func swapCase(s string) string {
 
 // describe writes a selector short enough for a failure message.
 func describe(s adapters.Selector) string {
-	text := fmt.Sprintf("%s users=%+v providers=%v groups=%v sessions=%v", s.By, s.Users, s.Providers, s.Groups, s.Sessions)
+	text := fmt.Sprintf("%s users=%+q providers=%q groups=%q sessions=%q", s.By, s.Users, s.Providers, s.Groups, s.Sessions)
 	if len(text) > 300 {
 		text = text[:300] + "…"
 	}

@@ -31,6 +31,9 @@ type demand struct {
 // demands translates a selector into tasks which together end exactly what it matches, one for each user name. None
 // means that nothing can match. The error is [adapters.Unsupported].
 func demands(sel adapters.Selector) ([]demand, error) {
+	if err := sel.Validate(); err != nil {
+		return nil, adapters.Wrap(adapters.Unsupported, err, "the selector is not valid")
+	}
 	switch {
 	case sel.By == adapters.All:
 		return []demand{{everywhere: true}}, nil

@@ -141,12 +141,14 @@ func (a *Adapter) Preview(ctx context.Context, sel adapters.Selector) (adapters.
 			preview.Summary = append(preview.Summary, s.title+": no session now, nothing is sent")
 			continue
 		}
-		preview.Summary = append(preview.Summary, fmt.Sprintf("%s: %s, then %s (%d now)", s.title, s.list, s.delete, len(sessions)))
-		for _, x := range sessions {
-			if !slices.ContainsFunc(preview.Sessions, func(y adapters.Session) bool { return y.ID == x.ID }) {
-				preview.Sessions = append(preview.Sessions, x)
-			}
+		// Sessions that an earlier step ends are no longer there when this one looks.
+		sessions = slices.DeleteFunc(sessions, func(x adapters.Session) bool { return contains(preview.Sessions, x.ID) })
+		if len(sessions) == 0 {
+			preview.Summary = append(preview.Summary, s.title+": no other session now, nothing more is sent")
+			continue
 		}
+		preview.Summary = append(preview.Summary, fmt.Sprintf("%s: %s, then %s (%d now)", s.title, s.list, s.delete, len(sessions)))
+		preview.Sessions = append(preview.Sessions, sessions...)
 		if err := a.plan(ctx, &preview, s.delete, s.params); err != nil {
 			return adapters.Preview{}, err
 		}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/endsession/endsession/adapters"
 	"github.com/endsession/endsession/adapters/element"
+	"github.com/endsession/endsession/adapters/element/elementtest"
 )
 
 // sessionSeeds are results as the vendor's documents show them, and near misses.
@@ -29,6 +30,67 @@ func badly(t *testing.T, err error) {
 	if err != nil && adapters.KindOf(err) != adapters.BadReply {
 		t.Fatalf("error %v of kind %v", err, adapters.KindOf(err))
 	}
+}
+
+// FuzzNeverMatchesMore: whatever the names are, no session ends that the selector does not match; and if the selector is
+// supported, every one that it matches does.
+func FuzzNeverMatchesMore(f *testing.F) {
+	f.Add(uint8(adapters.ByUser), "alice", "", "Cluster", "9", "read")
+	f.Add(uint8(adapters.ByUser), "uid=o'neil\\\\,x,dc=\u00e4", "Ldap", "Idp", "9", "read")
+	f.Add(uint8(adapters.ByUser|adapters.ByProvider), "a\x00b", "Idp", "idp", "09", "*")
+	f.Add(uint8(adapters.ByGroup), "x", "", "Ldap", "-1", "")
+	f.Add(uint8(adapters.ByGroup), "x\xff", "", "Ldap", "10", "\xff")
+	f.Add(uint8(adapters.ByUser|adapters.ByGroup), "\ufffd", "LDAP", "Local", "1e1", "\ufffd")
+	f.Add(uint8(adapters.BySessions), "\xff", "", "", "", "")
+	f.Add(uint8(adapters.All), "", "", "", "", "")
+	f.Fuzz(func(t *testing.T, by uint8, name, at, method, admin, access string) {
+		sel := adapters.Selector{By: adapters.Criteria(by)}
+		if sel.By.Has(adapters.ByUser) {
+			u := adapters.User{Name: name}
+			if at != "" {
+				u.At = []adapters.Provider{{Type: at}}
+			}
+			sel.Users = []adapters.User{u, {Name: name + "2"}}
+		}
+		if sel.By.Has(adapters.ByProvider) {
+			sel.Providers = []adapters.Provider{{Type: method}}
+		}
+		if sel.By.Has(adapters.ByGroup) {
+			sel.Groups = []adapters.Group{{Kind: element.GroupClusterAdmin, Name: admin}, {Kind: element.GroupAccess, Name: access}}
+			if access == "" {
+				sel.Groups = sel.Groups[:1]
+			}
+		}
+		if sel.By == adapters.BySessions {
+			sel.Sessions = []adapters.SessionKey{{ID: name}}
+		}
+		c := start(elementtest.Options{})
+		for _, who := range []string{name, name + "2", strings.ToUpper(name), strings.TrimSpace(name), strings.ToValidUTF8(name, "\ufffd"), "alice"} {
+			if !utf8.ValidString(who) {
+				continue // no cluster can hold it
+			}
+			for _, m := range []string{"Cluster", "Ldap", "Idp"} {
+				c.in(m, who, "9", "10", strings.ToValidUTF8(access, "\ufffd")+"x")
+				c.in(m, who, "1", strings.ToValidUTF8(access, "\ufffd"))
+			}
+		}
+		if id := strings.ToValidUTF8(name, "\ufffd"); id != "" {
+			c.SignIn(adapters.Session{ID: id, Username: "by id"})
+		}
+		seeded := c.Sessions()
+		_, err := call(t, c.open(t), sel)
+		if err != nil && adapters.KindOf(err) != adapters.Unsupported {
+			t.Fatalf("%+v: %v", sel, err)
+		}
+		for _, x := range seeded {
+			switch alive := c.alive(x); {
+			case !alive && !sel.Match(x):
+				t.Errorf("%+v ended %+v, which it does not match", sel, x)
+			case alive && err == nil && sel.Match(x):
+				t.Errorf("%+v left %+v, which it matches", sel, x)
+			}
+		}
+	})
 }
 
 func FuzzDecodeAnswer(f *testing.F) {
