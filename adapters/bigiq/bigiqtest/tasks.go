@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"path"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/endsession/endsession/adapters"
@@ -227,9 +228,11 @@ func (s *Server) end(t *task, which func(adapters.Session) bool) {
 	})
 }
 
-// selects reports whether an order is about a session on one of its devices, of which it wants these ids, or all.
+// selects reports whether an order is about a session on one of its devices, of which it wants these ids, or all. What *
+// means in a user's name is not documented; the worst is everybody.
 func (o order) selects(x adapters.Session, ids []string, all bool) bool {
-	return (all || slices.Contains(ids, x.ID)) && (o.action != "KILL_BY_USER" || x.Username == o.userName)
+	named := x.Username == o.userName || strings.Contains(o.userName, "*")
+	return (all || slices.Contains(ids, x.ID)) && (o.action != "KILL_BY_USER" || named)
 }
 
 // orders reports whether a session is one that an order ends.
