@@ -13,8 +13,8 @@ type Config struct {
 	Listen Listen `yaml:"listen"`
 	// Store is where the journal is. Default: SQLite in endsession.db, beside the configuration file.
 	Store Store `yaml:"store"`
-	// Auth says how callers prove who they are.
-	Auth Later `yaml:"auth,omitempty"`
+	// Auth says how callers prove who they are. Absent: nobody is asked, and only this machine is served.
+	Auth *Auth `yaml:"auth,omitempty"`
 	// Policy says what callers may do. Absent: everything, as long as nobody is asked who they are; otherwise nothing.
 	Policy []Rule `yaml:"policy,omitempty"`
 	// Protected names people whose sessions are ended nowhere, unless a rule of the policy says so.
@@ -34,20 +34,24 @@ type Config struct {
 	Warnings []string `yaml:"-"`
 }
 
-// Listen says where the gateway is reached. An address is "host:port"; a host that is not a loopback address needs
-// insecure: true as long as callers are not authenticated.
+// Listen says where the gateway is reached. An address is "host:port"; a host that is not a loopback address needs TLS
+// and authentication, or insecure: true.
 type Listen struct {
 	// GRPC is the address of the gRPC API. Default: 127.0.0.1:9090.
 	GRPC string `yaml:"grpc"`
 	// HTTP is the address of the REST API and its OpenAPI document. Default: 127.0.0.1:8080.
 	HTTP string `yaml:"http"`
-	// Admin is the address of /metrics, /healthz and /readyz. Default: 127.0.0.1:9091.
+	// Admin is the address of /metrics, /healthz and /readyz, in plain text and for everybody. Default: 127.0.0.1:9091.
 	Admin string `yaml:"admin"`
+	// Health says to whom gRPC health checks are answered: open, authenticated or off. Default: open.
+	Health Access `yaml:"health"`
+	// Reflection says who may ask the gRPC listener for its contract: open, authenticated or off. Default: authenticated.
+	Reflection Access `yaml:"reflection"`
 	// TLS protects the gRPC and REST listeners. Absent: they speak plain text.
 	TLS *TLS `yaml:"tls,omitempty"`
-	// Insecure allows addresses beyond loopback although nobody is asked who they are: everybody who reaches the port
-	// can end everybody's sessions.
-	Insecure bool `yaml:"insecure,omitempty"`
+	// Insecure allows addresses beyond loopback without TLS or without authentication: everybody who reaches the port can
+	// listen, or can end everybody's sessions. true, or a list of the listeners it is about: [admin].
+	Insecure Insecure `yaml:"insecure,omitempty,flow"`
 }
 
 // TLS is the gateway's own certificate.
@@ -56,8 +60,8 @@ type TLS struct {
 	CertFile string `yaml:"cert_file"`
 	// KeyFile is a PEM file with the certificate's private key.
 	KeyFile string `yaml:"key_file"`
-	// ClientCAFile is a PEM file with the authorities whose client certificates are accepted.
-	ClientCAFile Later `yaml:"client_ca_file,omitempty"`
+	// ClientCAFile is a PEM file with the authorities whose client certificates are accepted; see auth.mtls.
+	ClientCAFile string `yaml:"client_ca_file,omitempty"`
 
 	// Where is the section's place in the file, for messages.
 	Where string `yaml:"-"`
@@ -230,7 +234,10 @@ func (c *Config) SetDefaults() {
 }
 
 // SetDefaults implements [strictyaml.Defaulter].
-func (l *Listen) SetDefaults() { l.GRPC, l.HTTP, l.Admin = DefaultGRPC, DefaultHTTP, DefaultAdmin }
+func (l *Listen) SetDefaults() {
+	l.GRPC, l.HTTP, l.Admin = DefaultGRPC, DefaultHTTP, DefaultAdmin
+	l.Health, l.Reflection = Open, Authenticated
+}
 
 // SetDefaults implements [strictyaml.Defaulter].
 func (p *Postgres) SetDefaults() { p.Lease = DefaultLease }

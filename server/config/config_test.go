@@ -147,6 +147,34 @@ func parse(text string) (*config.Config, error) {
 	return config.Parse("etc/endsession.yaml", []byte(text), registry, environment)
 }
 
+// Hashes of keys, and a section that names one.
+var (
+	hash1 = strings.Repeat("0", 63) + "1"
+	hash2 = strings.Repeat("0", 63) + "2"
+	aKey  = "auth: {api_keys: [{name: a, sha256: ['" + hash1 + "']}]}\n"
+)
+
+// TestBeyondLoopback is about the configurations that may listen there.
+func TestBeyondLoopback(t *testing.T) {
+	const beyond = "grpc: '0.0.0.0:1', http: ':2'"
+	for name, test := range map[string]struct{ text, warning string }{
+		"TLSAndAuth":  {aKey + "listen: {" + beyond + ", tls: {cert_file: a, key_file: b}}\n", ""},
+		"AuthAlone":   {aKey + "listen: {" + beyond + ", insecure: true}\n", "without TLS: everybody on the way"},
+		"Nothing":     {"listen: {" + beyond + ", insecure: true}\n", "callers are not authenticated: everybody who reaches"},
+		"Two":         {"listen: {" + beyond + ", insecure: [grpc, http]}\n", "callers are not authenticated"},
+		"AdminBeside": {aKey + "listen: {" + beyond + ", admin: ':3', insecure: [admin], tls: {cert_file: a, key_file: b}}\n", "sees health and metrics"},
+	} {
+		c, err := parse(test.text + "targets: [{name: a, bare: {}}]\n")
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if text := strings.Join(c.Warnings, "\n"); !strings.Contains(text, test.warning) || test.warning == "" && text != "" {
+			t.Errorf("%s: got warnings %q, want %q", name, text, test.warning)
+		}
+	}
+}
+
 // golden compares got with a file, or writes it.
 func golden(t *testing.T, name, got string) {
 	t.Helper()
@@ -203,14 +231,14 @@ func TestParse(t *testing.T) {
 		{"no rate", c.Targets[1].Rate.PerSecond(), 0.0},
 		{"escape", apm.Usernames[1].Name, `user.email + "${x}"`},
 		{"rule's expression", c.Policy[1].When(), `caller.kind == "anonymous"`},
-		{"rule's place", c.Policy[1].Where, `etc/endsession.yaml:11: policy[1].deny`},
+		{"rule's place", c.Policy[1].Where, `etc/endsession.yaml:32: policy[1].deny`},
 		{"hidden rule", c.Policy[2].Hidden, true},
 		{"burst", c.Limits.Burst, 50},
 		{"calls per caller", c.Limits.CallsPerCaller.PerSecond(), 50.0},
 		{"protected", len(c.Protected.Users), 2},
 		{"protected at a target", apm.Protected.Users[0], "svc-backup"},
 		{"bound", apm.Usernames[1].Provider, "saml/okta"},
-		{"where", apm.Usernames[1].Where, `etc/endsession.yaml:24: targets[0].usernames[1].name`},
+		{"where", apm.Usernames[1].Where, `etc/endsession.yaml:45: targets[0].usernames[1].name`},
 		{"provider", fmt.Sprint(apm.Providers["saml/okta"].Providers), "[saml1 saml2]"},
 		{"group", fmt.Sprint(apm.Groups["vpn"].Groups), "[cluster/Blue cluster/Green]"},
 		{"directory group", apm.Groups["staff"].Directory, "all staff"},
@@ -282,7 +310,42 @@ func TestOneProblem(t *testing.T) {
 		{"LongLease", sound + "store: {postgres: {dsn: x, lease: 1h}}\n", "2: store.postgres.lease: want 3s to 10m"},
 		{"TwoStores", sound + "store: {postgres: {dsn: x}, sqlite: {path: y}}\n", "2: store: want sqlite or postgres, not both"},
 		{"EmptyDirectory", sound + "directory: {}\n", "2: directory: want file or ldap"},
-		{"ClientCA", sound + "listen: {tls: {cert_file: a, key_file: b, client_ca_file: c}}\n", "2: listen.tls.client_ca_file: not supported yet"},
+		{"ClientCA", sound + "listen: {tls: {cert_file: a, key_file: b, client_ca_file: c}}\n", "2: listen.tls.client_ca_file: has no effect without auth.mtls"},
+		{"NoAuth", sound + "auth: {}\n", "2: auth: lets nobody in"},
+		{"NoMTLS", sound + "auth: {mtls: false}\n", "2: auth: lets nobody in"},
+		{"MTLSAsText", sound + "auth: {mtls: 'yes'}\n", "2: auth.mtls: want true or false, got a text"},
+		{"MTLSWithoutName", sound + "auth: {mtls: {}}\n", "2: auth.mtls.name: required"},
+		{"MTLSOtherName", sound + "auth: {mtls: {name: ip}}\n", "2: auth.mtls.name: want one of subject, cn, dns, email, spiffe"},
+		{"MTLSWithoutCA", sound + "auth: {mtls: true}\n", "2: auth.mtls: needs listen.tls.client_ca_file"},
+		{"ClientCAWithoutMTLS", sound + aKey + "listen: {tls: {cert_file: a, key_file: b, client_ca_file: c}}\n", "3: listen.tls.client_ca_file: has no effect without auth.mtls"},
+		{"EmptyClientCA", sound + "listen: {tls: {cert_file: a, key_file: b, client_ca_file: '${env:EMPTY}'}}\n", "2: listen.tls.client_ca_file: empty"},
+		{"KeyWithoutName", sound + "auth: {api_keys: [{sha256: ['" + hash1 + "']}]}\n", "2: auth.api_keys[0].name: required"},
+		{"CallerWithoutKey", sound + "auth: {api_keys: [{name: a}]}\n", "2: auth.api_keys[0]: has no key"},
+		{"SameCaller", sound + "auth: {api_keys: [{name: a, sha256: ['" + hash1 + "']}, {name: a, sha256: ['" + hash2 + "']}]}\n", "2: auth.api_keys[1].name: the name is taken in line 2"},
+		{"SameKey", sound + "auth: {api_keys: [{name: a, sha256: ['" + hash1 + "']}, {name: b, keys: [{sha256: '" + hash1 + "', not_after: 2100-01-01}]}]}\n", "2: auth.api_keys[1].keys[0]: the key is at auth.api_keys[0].sha256[0] already"},
+		{"ShortHash", sound + "auth: {api_keys: [{name: a, sha256: ['00']}]}\n", "2: auth.api_keys[0].sha256[0]: want 64 hexadecimal digits"},
+		{"TheKeyItself", sound + "auth: {api_keys: [{name: a, sha256: ['esk_abcdefghij_x']}]}\n", "2: auth.api_keys[0].sha256[0]: this is the key itself"},
+		{"KeyWithoutEnd", sound + "auth: {api_keys: [{name: a, keys: [{sha256: '" + hash1 + "'}]}]}\n", "2: auth.api_keys[0].keys[0].not_after: required"},
+		{"KeyWithOtherEnd", sound + "auth: {api_keys: [{name: a, keys: [{sha256: '" + hash1 + "', not_after: never}]}]}\n", "2: auth.api_keys[0].keys[0].not_after: want a time"},
+		{"OneHash", sound + "auth: {api_keys: [{name: a, sha256: '" + hash1 + "'}]}\n", "2: auth.api_keys[0].sha256: want a list"},
+		{"IssuerWithoutAudience", sound + "auth: {oidc: [{issuer: https://a}]}\n", "2: auth.oidc[0].audience: required"},
+		{"EmptyAudience", sound + "auth: {oidc: [{issuer: https://a, audience: '${env:EMPTY}'}]}\n", "2: auth.oidc[0].audience:"},
+		{"EmptyAudiences", sound + "auth: {oidc: [{issuer: https://a, audience: []}]}\n", "2: auth.oidc[0].audience: empty"},
+		{"PlainIssuer", sound + "auth: {oidc: [{issuer: http://idp.example, audience: x}]}\n", "2: auth.oidc[0].issuer: want https"},
+		{"IssuerWithUser", sound + "auth: {oidc: [{issuer: 'https://a@idp.example', audience: x}]}\n", "2: auth.oidc[0].issuer: want a URL without user"},
+		{"SameIssuer", sound + "auth: {oidc: [{issuer: https://a, audience: x, alias: a}, {issuer: https://a, audience: y, alias: b}]}\n", "2: auth.oidc[1].issuer: is in line 2 already"},
+		{"NoAlias", sound + "auth: {oidc: [{issuer: https://a, audience: x, alias: a}, {issuer: https://b, audience: y}]}\n", "2: auth.oidc[1].alias: required"},
+		{"SameAlias", sound + "auth: {oidc: [{issuer: https://a, audience: x, alias: a}, {issuer: https://b, audience: y, alias: a}]}\n", "2: auth.oidc[1].alias: is in line 2 already"},
+		{"AliasWithSlash", sound + "auth: {oidc: [{issuer: https://a, audience: x, alias: a/b}]}\n", "2: auth.oidc[0].alias: want lower-case"},
+		{"EmptyNameClaim", sound + "auth: {oidc: [{issuer: https://a, audience: x, name_claim: ' '}]}\n", "2: auth.oidc[0].name_claim: empty"},
+		{"NoAlgorithms", sound + "auth: {oidc: [{issuer: https://a, audience: x, algorithms: []}]}\n", "2: auth.oidc[0].algorithms: empty"},
+		{"RequiredClaimWithoutValue", sound + "auth: {oidc: [{issuer: https://a, audience: x, required_claims: {azp: []}}]}\n", "2: auth.oidc[0].required_claims.azp: empty"},
+		{"HealthToOthers", sound + "listen: {health: everybody}\n", "2: listen.health: want open, authenticated or off"},
+		{"InsecureElsewhere", sound + "listen: {insecure: [rest]}\n", "2: listen.insecure[0]: want grpc, http or admin"},
+		{"InsecureAdminAlone", sound + "listen: {insecure: [admin], grpc: '10.0.0.1:80'}\n", "2: listen.grpc: reaches beyond loopback, and callers are not authenticated"},
+		{"AuthWithoutTLS", sound + aKey + "listen: {grpc: '10.0.0.1:80'}\n", "3: listen.grpc: reaches beyond loopback without TLS"},
+		{"TLSWithoutAuth", sound + "listen: {http: '10.0.0.1:80', tls: {cert_file: a, key_file: b}}\n", "2: listen.http: reaches beyond loopback, and callers are not authenticated"},
+		{"AdminWithAuthAndTLS", sound + aKey + "listen: {admin: '10.0.0.1:80', tls: {cert_file: a, key_file: b}}\n", "3: listen.admin: reaches beyond loopback, and has neither TLS nor authentication"},
 		{"RetentionUnit", sound + "retention: 2w\n", `2: retention: want a time span`},
 		{"RetentionNumber", sound + "retention: 90\n", `2: retention: want a time span`},
 		{"RetentionTooLong", sound + "retention: 36501d\n", `2: retention: longer than 100 years`},

@@ -87,6 +87,7 @@ func (p *parser) parse() {
 		return
 	}
 	p.listen()
+	p.auth()
 	p.store()
 	p.directory()
 	p.checkInterval()
@@ -137,11 +138,22 @@ func (p *parser) listen() {
 			p.Problemf(other.line, other.path, "the address is %s's default; give that one another", path)
 		case same && !strings.HasSuffix(a.address, ":0"):
 			p.Problemf(line, path, "the address is %s's already", other.path)
-		case !loopback && !l.Insecure:
+		case loopback:
+		case a.key == "admin" && !slices.Contains(l.Insecure, a.key):
+			p.Invalid(v, line, path, errors.New("reaches beyond loopback, and has neither TLS nor authentication: "+
+				"use 127.0.0.1, or accept that everybody who reaches the port sees health and metrics with insecure: [admin]"))
+		case a.key == "admin":
+			p.Warnf(line, path, "reaches beyond loopback: everybody who reaches the port sees health and metrics")
+		case p.config.Auth == nil && !slices.Contains(l.Insecure, a.key):
 			p.Invalid(v, line, path, errors.New("reaches beyond loopback, and callers are not authenticated: "+
-				"use 127.0.0.1, or accept that everybody who reaches the port can end everybody's sessions with insecure: true"))
-		case !loopback:
+				"configure auth and listen.tls, or accept that everybody who reaches the port can end everybody's sessions with insecure: true"))
+		case p.config.Auth == nil:
 			p.Warnf(line, path, "reaches beyond loopback, and callers are not authenticated: everybody who reaches the port can use it")
+		case l.TLS == nil && !slices.Contains(l.Insecure, a.key):
+			p.Invalid(v, line, path, errors.New("reaches beyond loopback without TLS: "+
+				"configure listen.tls, or accept that everybody on the way can read and use credentials with insecure: true"))
+		case l.TLS == nil:
+			p.Warnf(line, path, "reaches beyond loopback without TLS: everybody on the way can read and use credentials")
 		}
 		taken[a.address] = listener{path, line}
 	}

@@ -1,7 +1,6 @@
 package config
 
 import (
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"regexp"
@@ -162,15 +161,6 @@ func (o *OnMissing) UnmarshalText(text []byte) error {
 		return nil
 	}
 	return errors.New("want use_given or fail")
-}
-
-// Load reads the certificate and its key and makes the settings of a listener.
-func (t *TLS) Load() (*tls.Config, error) {
-	cert, err := tls.LoadX509KeyPair(t.CertFile, t.KeyFile)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", t.Where, err)
-	}
-	return &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{cert}}, nil
 }
 
 // source is a part of the file that can be decoded only when more is known.
