@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -31,6 +30,9 @@ type Options struct {
 	Logger *slog.Logger
 	// Transport returns what takes the place of the network to a target; nil, or a nil answer, means the network.
 	Transport func(target string) http.RoundTripper
+	// IssuerTransport returns what takes the place of the network to an issuer of tokens; nil, or a nil answer, means the
+	// network.
+	IssuerTransport func(url string) http.RoundTripper
 	// DialDirectory opens connections to the servers of a directory; nil means the network.
 	DialDirectory func(ctx context.Context, network, address string) (net.Conn, error)
 	// Listen opens a listener; nil means [net.ListenConfig]. With port 0 the system chooses one: see [Server.GRPCAddr].
@@ -59,7 +61,16 @@ func Open(ctx context.Context, o Options) (_ *Server, err error) {
 	for _, w := range a.policy.Warnings() {
 		o.Logger.WarnContext(ctx, "configuration: "+w)
 	}
-	parts := Parts{Logger: o.Logger, TLS: a.tls, Directory: a.directory}
+	parts := Parts{
+		Logger: o.Logger, Directory: a.directory, Background: a.callers.background,
+		Health: accesses[o.Config.Listen.Health], Reflection: accesses[o.Config.Listen.Reflection],
+	}
+	if a.callers.certificates != nil {
+		parts.TLS = a.callers.certificates.Config()
+	}
+	if a.callers.current != nil {
+		parts.Authenticator = a.callers.current
+	}
 	if a.directory != nil {
 		opened = append(opened, a.directory.Close)
 	}
@@ -79,7 +90,9 @@ func Open(ctx context.Context, o Options) (_ *Server, err error) {
 		opened = append(opened, listener.Close)
 		*x.to = listener
 	}
-	o.Logger.WarnContext(ctx, "callers are not authenticated: everybody who reaches the ports may end sessions")
+	if parts.Authenticator == nil {
+		o.Logger.WarnContext(ctx, "callers are not authenticated: everybody who reaches the ports may end sessions")
+	}
 
 	// The name in leases, and in what the database shows of its connections: from either, this log is found.
 	owner := uuid.NewString()
@@ -103,7 +116,12 @@ func Open(ctx context.Context, o Options) (_ *Server, err error) {
 	}
 	opened = append(opened, func() error { return engine.Close(ctx) })
 	parts.Engine = engine
-	return New(parts)
+	s, err := New(parts)
+	if err != nil {
+		return nil, err
+	}
+	s.reload = a.callers.reload
+	return s, nil
 }
 
 // openStore opens the journal.
@@ -144,7 +162,7 @@ func checkUsernames(c *config.Config) error {
 
 // assembly is what a configuration comes to, before anything is opened.
 type assembly struct {
-	tls      *tls.Config
+	callers  *callers
 	resolver *identity.Resolver
 	policy   *policy.Policy
 	// directory is what the resolver asks; nil if it needs no closing.
@@ -160,10 +178,8 @@ func assemble(o Options) (a assembly, err error) {
 			errs = append(errs, err)
 		}
 	}
-	if t := o.Config.Listen.TLS; t != nil {
-		a.tls, err = t.Load()
-		note(err)
-	}
+	a.callers, err = newCallers(o)
+	note(err)
 	directory, err := openDirectory(o)
 	if err != nil {
 		note(errors.Join(err, checkUsernames(o.Config)))

@@ -33,9 +33,6 @@ func newPolicy(c *config.Config) (*policy.Policy, error) {
 	return policy.New(o)
 }
 
-// authenticates reports whether callers have to prove who they are.
-func authenticates(*config.Config) bool { return false }
-
 // TryPolicy judges cases by the policy of a configuration, as a gateway would. Where a case does not say which names
 // would be sent they are resolved as the configuration has it; a directory is asked for that.
 func TryPolicy(ctx context.Context, c *config.Config, cases []policy.Case) ([]policy.Verdict, error) {

@@ -25,6 +25,7 @@ import (
 
 	endsessionv1 "github.com/endsession/endsession/gen/endsession/v1"
 	"github.com/endsession/endsession/server/api"
+	"github.com/endsession/endsession/server/config"
 	"github.com/endsession/endsession/server/gateway"
 )
 
@@ -126,6 +127,8 @@ type Server struct {
 	dialled *grpc.ClientConn
 	http    *http.Server
 	admin   *http.Server
+
+	reload func(*config.Config) error // nil if there is no configuration
 }
 
 // New makes a server of its parts. It serves nothing before [Server.Run].
@@ -227,6 +230,16 @@ func (s *Server) HTTPAddr() net.Addr { return s.parts.HTTP.Addr() }
 
 // AdminAddr is where liveness and readiness are answered.
 func (s *Server) AdminAddr() net.Addr { return s.parts.Admin.Addr() }
+
+// Reload takes over from a configuration who may call: API keys, issuers of tokens, client certificates and the TLS
+// files, whether or not they are others now. Connections and calls go on. The rest of the configuration needs a restart.
+// After an error everything is as it was.
+func (s *Server) Reload(c *config.Config) error {
+	if s.reload == nil {
+		return errors.New("the server was made without a configuration")
+	}
+	return s.reload(c)
+}
 
 // Run serves until ctx ends, or a listener fails, and then shuts down in order: nobody new is let in, callers get their
 // answers, attempts finish, the journal closes. Every step is bounded; when force ends they all are cut short. That is

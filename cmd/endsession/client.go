@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"strconv"
+	"strings"
 
 	endsessionv1 "github.com/endsession/endsession/gen/endsession/v1"
 	"github.com/spf13/cobra"
@@ -29,6 +30,10 @@ type connection struct {
 	caFile   file
 	certFile file
 	keyFile  file
+	// serverName is the name in the gateway's certificate, if it is not the host's.
+	serverName string
+	apiKey     secretFile
+	token      secretFile
 	// wrong is what is wrong in the environment.
 	wrong error
 }
@@ -65,6 +70,19 @@ func (c *connection) flags(cmd *cobra.Command) {
 	f.Var(&c.caFile, "tls-ca-file", "PEM file of the authorities to trust instead of the system's; implies --tls [ENDSESSION_TLS_CA_FILE]")
 	f.Var(&c.certFile, "tls-cert-file", "PEM file of the client certificate; implies --tls [ENDSESSION_TLS_CERT_FILE]")
 	f.Var(&c.keyFile, "tls-key-file", "PEM file of the client certificate's key [ENDSESSION_TLS_KEY_FILE]")
+	f.StringVar(&c.serverName, "tls-server-name", c.env("ENDSESSION_TLS_SERVER_NAME", ""), "`name` in the gateway's certificate, if not the host's; implies --tls [ENDSESSION_TLS_SERVER_NAME]")
+	c.secret(cmd, &c.apiKey, "api-key-file", "file with the API key", "ENDSESSION_API_KEY")
+	c.secret(cmd, &c.token, "token-file", "file with an OpenID Connect access token", "ENDSESSION_TOKEN")
+}
+
+// secret adds a flag for a secret, which is never an argument itself: those are shown to everybody on the machine. The
+// secret may be in the environment, or its file be named there.
+func (c *connection) secret(cmd *cobra.Command, s *secretFile, flag, usage, variable string) {
+	s.path = file(c.env(variable+"_FILE", ""))
+	if s.path == "" {
+		s.text = strings.TrimSpace(c.env(variable, ""))
+	}
+	cmd.Flags().Var(&s.path, flag, usage+" ["+variable+", "+variable+"_FILE]")
 }
 
 func (c *connection) env(name, otherwise string) string {
@@ -84,15 +102,23 @@ func (c *connection) dial() (endsessionv1.SessionServiceClient, func(), error) {
 	if err != nil {
 		return nil, nil, usageError("--server: want host:port, got %q", c.server)
 	}
-	creds := insecure.NewCredentials()
-	if c.tls || c.caFile != "" || c.certFile != "" || c.keyFile != "" || !loopback(host) {
+	creds, encrypted := insecure.NewCredentials(), false
+	if c.tls || c.caFile != "" || c.certFile != "" || c.keyFile != "" || c.serverName != "" || !loopback(host) {
 		conf, err := c.tlsConfig()
 		if err != nil {
 			return nil, nil, &exitError{exitUsage, err}
 		}
-		creds = credentials.NewTLS(conf)
+		creds, encrypted = credentials.NewTLS(conf), true
 	}
-	cc, err := grpc.NewClient(c.server, grpc.WithTransportCredentials(creds))
+	options := []grpc.DialOption{grpc.WithTransportCredentials(creds)}
+	credential, err := c.credential(encrypted)
+	if err != nil {
+		return nil, nil, &exitError{exitUsage, err}
+	}
+	if credential != nil {
+		options = append(options, grpc.WithPerRPCCredentials(*credential))
+	}
+	cc, err := grpc.NewClient(c.server, options...)
 	if err != nil {
 		return nil, nil, usageError("--server: %w", err)
 	}
@@ -100,7 +126,7 @@ func (c *connection) dial() (endsessionv1.SessionServiceClient, func(), error) {
 }
 
 func (c *connection) tlsConfig() (*tls.Config, error) {
-	conf := &tls.Config{MinVersion: tls.VersionTLS12}
+	conf := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: c.serverName}
 	if c.caFile != "" {
 		pem, err := os.ReadFile(string(c.caFile))
 		if err != nil {

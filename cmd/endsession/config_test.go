@@ -25,7 +25,7 @@ func copyOf(t *testing.T, name, dir string) string {
 
 // badPlaces is everything that is wrong in testdata/bad.yaml, found by reading it.
 var badPlaces = []string{
-	"2: listen.grpc", "3: listen.http", "4: listen.adminn", "5: listen.tls.key_file", "6: store.sqlite.path", "7: auth.mtls", "8: directory.on_missing",
+	"2: listen.grpc", "3: listen.http", "4: listen.adminn", "5: listen.tls.key_file", "6: store.sqlite.path", "7: auth", "8: directory.on_missing",
 	"9: retention", "11: targets[0].name", "13: targets[0].bigiq.url", "15: targets[0].bigiq.password", "16: targets[0].bigiq.scope",
 	"18: targets[0].groups.vpn.acces_groups", "19: targets[0].concurrency", "20: targets[0].rate", "23: targets[1].kibana.url",
 	"24: targets[1].kibana.api_key", "25: targets[1].providers.saml/okta[0].nam", "25: targets[1].providers.samml",

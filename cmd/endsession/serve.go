@@ -34,6 +34,7 @@ func newServe() *cobra.Command {
 			}
 			force, stop := forced(cmd.Context())
 			defer stop()
+			defer reloads(cmd.Context(), path, srv, logger)()
 			if err := srv.Run(cmd.Context(), force); err != nil {
 				return &exitError{exitFailed, err}
 			}
@@ -54,6 +55,33 @@ func newLogger(cmd *cobra.Command, format string) (*slog.Logger, error) {
 		return slog.New(slog.NewJSONHandler(cmd.ErrOrStderr(), nil)), nil
 	}
 	return nil, usageError("--log-format: want text or json, got %q", format)
+}
+
+// reloads has the server take over the configuration anew whenever the process gets a SIGHUP, until the function that it
+// returns is called.
+func reloads(ctx context.Context, path string, srv *server.Server, log *slog.Logger) (stop func()) {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGHUP)
+	ctx, cancel := context.WithCancel(ctx)
+	go func() {
+		for {
+			select {
+			case <-signals:
+			case <-ctx.Done():
+				return
+			}
+			conf, err := loadConfig(path)
+			if err == nil {
+				err = srv.Reload(conf)
+			}
+			if err != nil {
+				log.ErrorContext(ctx, "the configuration was not reloaded; the old one stays in use", "error", err)
+				continue
+			}
+			log.InfoContext(ctx, "reloaded who may call and the TLS files; other settings need a restart")
+		}
+	}()
+	return func() { signal.Stop(signals); cancel() }
 }
 
 // forced returns a context that a second signal ends: the first one asked for an orderly shutdown.

@@ -26,6 +26,11 @@ type Auth struct {
 	MTLS MTLS `yaml:"mtls,omitempty"`
 }
 
+// LetsIn reports whether there is any way to prove who one is.
+func (a *Auth) LetsIn() bool {
+	return a != nil && (len(a.APIKeys) > 0 || len(a.OIDC) > 0 || a.MTLS.Enabled)
+}
+
 // APIKey is a caller and the hashes of its keys: usually one, two while a key is replaced.
 type APIKey struct {
 	// Name is the caller's, as policies and the audit know it.
@@ -233,7 +238,7 @@ func (p *parser) auth() {
 		return
 	}
 	a := p.config.Auth
-	if len(a.APIKeys) == 0 && len(a.OIDC) == 0 && !a.MTLS.Enabled && n.Kind == yaml.MappingNode && !p.Reported("auth") {
+	if !a.LetsIn() && n.Kind == yaml.MappingNode && !p.Reported("auth") {
 		p.Problemf(key.Line, "auth", "lets nobody in; want api_keys, oidc or mtls")
 	}
 	mtlsKey, _ := strictyaml.Lookup(n, "mtls")

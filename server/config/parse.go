@@ -144,10 +144,10 @@ func (p *parser) listen() {
 				"use 127.0.0.1, or accept that everybody who reaches the port sees health and metrics with insecure: [admin]"))
 		case a.key == "admin":
 			p.Warnf(line, path, "reaches beyond loopback: everybody who reaches the port sees health and metrics")
-		case p.config.Auth == nil && !slices.Contains(l.Insecure, a.key):
+		case !p.config.Auth.LetsIn() && !slices.Contains(l.Insecure, a.key):
 			p.Invalid(v, line, path, errors.New("reaches beyond loopback, and callers are not authenticated: "+
 				"configure auth and listen.tls, or accept that everybody who reaches the port can end everybody's sessions with insecure: true"))
-		case p.config.Auth == nil:
+		case !p.config.Auth.LetsIn():
 			p.Warnf(line, path, "reaches beyond loopback, and callers are not authenticated: everybody who reaches the port can use it")
 		case l.TLS == nil && !slices.Contains(l.Insecure, a.key):
 			p.Invalid(v, line, path, errors.New("reaches beyond loopback without TLS: "+
