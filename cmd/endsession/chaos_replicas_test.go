@@ -81,7 +81,8 @@ func TestChaosReplicas(t *testing.T) {
 type replicaRound struct {
 	*realRound
 	cluster *pgtest.Cluster
-	schema  string // where the journal is
+	schema  string // where the journal is, as a search path
+	jumps   bool   // the database's clock does
 	pool    *pgxpool.Pool
 	nodes   []*replica
 	host    *chaos // carries out what goes wrong within the targets
@@ -92,6 +93,7 @@ type replicaRound struct {
 	story   strings.Builder
 	began   time.Time
 	planned []plannedEvent
+	clock   []clockSpan // how far the database's clock was ahead
 
 	ofDatabase sync.Mutex // one thing at a time happens to it
 }
@@ -124,6 +126,7 @@ type plannedEvent struct {
 
 func newReplicaRound(t *testing.T, c *pgtest.Cluster, seed uint64) *replicaRound {
 	k := &replicaRound{realRound: newRealRound(t, seed, replicaPeople), cluster: c, tokens: map[string]int{}, pauses: map[string][]pauseSpan{}}
+	k.journalTime = k.byItsClock
 	k.longest, k.retryFor = 250*time.Millisecond, [2]time.Duration{2 * time.Second, 20 * time.Second}
 	for target, limit := range limits {
 		k.limits[target] = limit.concurrency
@@ -141,9 +144,75 @@ func newReplicaRound(t *testing.T, c *pgtest.Cluster, seed uint64) *replicaRound
 		}
 	}
 	k.schema = c.Schema(t)
+	k.clock = []clockSpan{{}}
+	if k.jumps = dice(seed, "clock").IntN(4) == 0; k.jumps {
+		k.ownClock()
+	}
 	k.configure()
 	k.plan(dice(seed, "replicas"))
 	return k
+}
+
+// ownClock puts a clock of our own before the database's.
+func (k *replicaRound) ownClock() {
+	name := k.schema + "_clock"
+	k.cluster.Exec(k.t, fmt.Sprintf(`CREATE SCHEMA %[1]s;
+CREATE TABLE %[1]s.ahead (by interval NOT NULL);
+INSERT INTO %[1]s.ahead VALUES ('0');
+CREATE FUNCTION %[1]s.clock_timestamp() RETURNS timestamptz LANGUAGE sql VOLATILE
+  AS 'SELECT pg_catalog.clock_timestamp() + by FROM %[1]s.ahead';
+CREATE FUNCTION %[1]s.statement_timestamp() RETURNS timestamptz LANGUAGE sql STABLE
+  AS 'SELECT pg_catalog.statement_timestamp() + by FROM %[1]s.ahead'`, name))
+	k.schema += "," + name + ",pg_catalog"
+}
+
+// jump puts the database's clock forward or back.
+func (k *replicaRound) jump(by time.Duration) {
+	k.ofDatabase.Lock() // it is there
+	defer k.ofDatabase.Unlock()
+	k.mu.Lock()
+	ahead := k.clock[len(k.clock)-1].ahead + by
+	k.clock = append(k.clock, clockSpan{time.Now(), ahead})
+	for u := range k.under {
+		u.excess = true // its sender learns at its next heartbeat that others may have its slots
+	}
+	k.mu.Unlock()
+	ctx, cancel := context.WithTimeout(k.t.Context(), patience)
+	defer cancel()
+	for {
+		_, err := k.pool.Exec(ctx, `UPDATE ahead SET by = $1`, ahead)
+		if err == nil {
+			break
+		}
+		if ctx.Err() != nil {
+			k.broken("put the clock: %v", err)
+			return
+		}
+	}
+	k.mu.Lock()
+	k.clock[len(k.clock)-1].from = time.Now()
+	k.mu.Unlock()
+	k.count("jumps of the database's clock")
+}
+
+// jumped reports whether the database's clock has jumped so lately that a replica may not know. The lock is held.
+func (k *replicaRound) jumped(at time.Time) bool {
+	last := k.clock[len(k.clock)-1]
+	return len(k.clock) > 1 && at.Sub(last.from) < afterThaw
+}
+
+// byItsClock returns the earliest that a replica may have taken a moment for.
+func (k *replicaRound) byItsClock(at time.Time) time.Time {
+	var earliest time.Time
+	for i, x := range k.clock {
+		if i+1 < len(k.clock) && k.clock[i+1].from.Before(at.Add(-afterThaw)) || x.from.After(at) {
+			continue
+		}
+		if t := at.Add(x.ahead); earliest.IsZero() || t.Before(earliest) {
+			earliest = t
+		}
+	}
+	return earliest
 }
 
 // configure writes a configuration for each replica. They differ in their way to the database and in their secrets, by
@@ -271,11 +340,16 @@ FROM runs AS r JOIN invalidations AS i ON i.id = r.invalidation_id WHERE r.targe
 	}
 	k.mu.Lock()
 	key := fmt.Sprint(u.target, u.person)
-	u.late = !r.thawed.IsZero() && u.at.Sub(r.thawed) < afterThaw && !r.late[key]
+	jumped := k.jumped(u.at)
+	u.late = !jumped && !r.thawed.IsZero() && u.at.Sub(r.thawed) < afterThaw && !r.late[key]
 	if u.late {
 		r.late[key] = true
 	}
 	k.mu.Unlock()
+	if jumped {
+		k.count("requests whose lease was over when the clock jumped")
+		return
+	}
 	if u.late {
 		k.count("late requests of a replica that was frozen")
 		return
@@ -350,6 +424,15 @@ func (k *replicaRound) plan(d *rand.Rand) {
 			})
 			k.count("cancels by label")
 		})
+	}
+	for range 1 + d.IntN(3) {
+		by, at := span(d, 500*time.Millisecond, 10*time.Second), span(d, time.Second, replicaTrouble)
+		if d.IntN(2) == 0 {
+			by = -by
+		}
+		if k.jumps {
+			k.event(at, fmt.Sprintf("the database's clock jumps by %v", by), func() { k.jump(by) })
+		}
 	}
 	within := &schedule{seed: k.seed, calm: replicaTrouble}
 	within.upstreamTrouble(dice(k.seed, "trouble within the targets"))
@@ -564,6 +647,10 @@ func (k *replicaRound) thawing(u *underWay) {
 		return
 	}
 	r := k.nodes[u.sender]
+	if k.jumped(u.at) {
+		u.excess = true
+		return
+	}
 	if r.thawed.IsZero() || u.at.Sub(r.thawed) > afterThaw {
 		return
 	}
