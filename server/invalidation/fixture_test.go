@@ -109,6 +109,8 @@ type fixture struct {
 	engine  *invalidation.Engine
 	scripts map[string]*script
 	options invalidation.Options
+	// clock is the journal's; nil is the process's.
+	clock func() time.Time
 }
 
 // names resolves every user to his id, everywhere.
@@ -165,7 +167,7 @@ func quiet() *slog.Logger {
 // start opens the journal and the engine; wrap, if not nil, goes between them.
 func (f *fixture) start(wrap func(invalidation.Store) invalidation.Store) {
 	f.t.Helper()
-	store, err := sqlite.Open(f.t.Context(), sqlite.Options{Path: f.path, Logger: quiet()})
+	store, err := sqlite.Open(f.t.Context(), sqlite.Options{Path: f.path, Logger: quiet(), Clock: f.clock})
 	if err != nil {
 		f.t.Fatal(err)
 	}
