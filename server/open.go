@@ -16,6 +16,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/endsession/endsession/adapters"
+	"github.com/endsession/endsession/server/api"
 	"github.com/endsession/endsession/server/config"
 	"github.com/endsession/endsession/server/identity"
 	"github.com/endsession/endsession/server/invalidation"
@@ -71,6 +72,9 @@ func Open(ctx context.Context, o Options) (_ *Server, err error) {
 	if a.callers.current != nil {
 		parts.Authenticator = a.callers.current
 	}
+	if l := o.Config.Limits; l != nil {
+		parts.Limiter = api.NewLimiter(l.CallsPerCaller.PerSecond(), l.Burst)
+	}
 	if a.directory != nil {
 		opened = append(opened, a.directory.Close)
 	}
@@ -105,7 +109,7 @@ func Open(ctx context.Context, o Options) (_ *Server, err error) {
 	parts.Store = store
 	options := invalidation.Options{
 		Store: store, Resolver: a.resolver, Targets: a.targets, Logger: o.Logger, Owner: owner,
-		Retention: time.Duration(o.Config.Retention), ProbeInterval: time.Duration(o.Config.CheckInterval),
+		Policy: a.policy, Retention: time.Duration(o.Config.Retention), ProbeInterval: time.Duration(o.Config.CheckInterval),
 	}
 	if p := o.Config.Store.Postgres; p != nil {
 		options.LeaseLength = time.Duration(p.Lease)

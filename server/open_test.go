@@ -138,13 +138,19 @@ func parse(t *testing.T, dir, text string) *config.Config {
 // open opens a gateway with two desks in memory, and runs it until the test ends.
 func open(t *testing.T, dir string, desks map[string]*desk) *served {
 	t.Helper()
+	return openAs(t, dir, deskYAML, desks)
+}
+
+// openAs opens one with a configuration of its own.
+func openAs(t *testing.T, dir, text string, desks map[string]*desk) *served {
+	t.Helper()
 	s := &served{
 		log: &lockedBuffer{}, grpcListener: bufconn.Listen(1 << 20), httpListener: newPipeListener(),
 		adminListener: newPipeListener(),
 	}
 	listeners := []net.Listener{s.grpcListener, s.httpListener, s.adminListener}
 	srv, err := server.Open(t.Context(), server.Options{
-		Config:    parse(t, dir, deskYAML),
+		Config:    parse(t, dir, text),
 		Logger:    slog.New(slog.NewTextHandler(s.log, nil)),
 		Transport: func(target string) http.RoundTripper { return desks[target] },
 		Listen: func(context.Context, string, string) (net.Listener, error) {

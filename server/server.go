@@ -53,6 +53,8 @@ type Parts struct {
 	Authenticator api.Authenticator
 	// Refusals is told of those who are not let in; nil means the log.
 	Refusals api.Refusals
+	// Limiter bounds how often each caller may call; nil means that nothing does.
+	Limiter *api.Limiter
 	// Health and Reflection say to whom the gRPC services of these names answer.
 	Health, Reflection Access
 	// Background runs beside the listeners, until its context ends; nil means nothing does.
@@ -155,7 +157,7 @@ func New(parts Parts) (*Server, error) {
 	if parts.TLS != nil {
 		options = append(options, grpc.Creds(credentials.NewTLS(parts.TLS.Clone())))
 	}
-	door := api.Door{Authenticator: parts.Authenticator, Refusals: parts.Refusals}
+	door := api.Door{Authenticator: parts.Authenticator, Refusals: parts.Refusals, Limiter: parts.Limiter}
 	if door.Refusals == nil {
 		door.Refusals = api.NewLogRefusals(parts.Logger)
 	}

@@ -19,6 +19,8 @@ type Door struct {
 	Authenticator Authenticator
 	// Refusals is told of those who are not let in; nil means the log.
 	Refusals Refusals
+	// Limiter bounds how often each caller may call; nil means that nothing does.
+	Limiter *Limiter
 	// Open are the services that are for everybody, "grpc.health.v1.Health". What they do has no caller.
 	Open []string
 	// Gateway says that nobody reaches the server but the REST gateway of this process, whose word about the clients for
@@ -61,6 +63,9 @@ func (c chain) unary(
 	if err != nil {
 		return nil, err
 	}
+	if err := c.limit(caller, info.FullMethod); err != nil {
+		return nil, err
+	}
 	if err := c.check(req); err != nil {
 		return nil, err
 	}
@@ -71,6 +76,9 @@ func (c chain) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo
 	defer c.translate(ss.Context(), info.FullMethod, &err)
 	caller, err := c.authenticate(ss.Context(), info.FullMethod)
 	if err != nil {
+		return err
+	}
+	if err := c.limit(caller, info.FullMethod); err != nil {
 		return err
 	}
 	// Streams have no natural end, so they end with the drain.
