@@ -102,8 +102,9 @@ func (e *Engine) accept(ctx context.Context, req Request, retryOf string) (inv I
 		unsubscribe()
 		changes, unsubscribe = e.hub.subscribe(accepted.ID)
 	default:
+		e.accepted(ctx, accepted)
 		for _, l := range leases {
-			e.workers[accepted.Runs[l.Run].Target].start(ClaimedRun{Lease: l, Run: accepted.Runs[l.Run],
+			e.workers[accepted.Runs[l.Run].Target].start(ClaimedRun{Lease: l, Run: accepted.Runs[l.Run], CreateTime: accepted.CreateTime,
 				Priority: req.Call.Priority, Selector: req.Call.Selector, Caller: req.Caller}, asked)
 		}
 		for i, r := range accepted.Runs {
@@ -189,7 +190,7 @@ func (e *Engine) wait(ctx context.Context, inv Invalidation, length time.Duratio
 		newer, err := e.store.Get(ctx, inv.ID)
 		if err != nil {
 			if ctx.Err() == nil {
-				e.log.Error("read invalidation", "invalidation", inv.ID, "error", err)
+				e.log.ErrorContext(ctx, "read invalidation", "invalidation", inv.ID, "error", err)
 			}
 			continue
 		}

@@ -20,6 +20,8 @@ type backlog struct {
 	limit int64
 	// counted is what the journal held when it was asked last, added what was accepted here since.
 	counted, added atomic.Int64
+	// byTarget is what the journal held when it was asked last.
+	byTarget atomic.Pointer[map[string]Unfinished]
 }
 
 // admit counts n more runs in, unless there are too many.
@@ -32,16 +34,17 @@ func (b *backlog) admit(n int) bool {
 }
 
 // refresh asks the journal.
-func (e *Engine) refreshBacklog(ctx context.Context) (map[string]int, error) {
+func (e *Engine) refreshBacklog(ctx context.Context) (map[string]Unfinished, error) {
 	before := e.backlog.added.Load()
 	unfinished, err := e.store.Unfinished(ctx)
 	if err != nil {
 		return nil, err
 	}
 	total := 0
-	for _, n := range unfinished {
-		total += n
+	for _, u := range unfinished {
+		total += u.Runs
 	}
+	e.backlog.byTarget.Store(&unfinished)
 	e.backlog.counted.Store(int64(total))
 	e.backlog.added.Add(-before)
 	return unfinished, nil
@@ -58,7 +61,7 @@ func (e *Engine) followBacklog(ctx context.Context) {
 		case <-tick.C:
 		}
 		if _, err := e.refreshBacklog(ctx); err != nil && ctx.Err() == nil {
-			e.log.Error("count unfinished runs", "error", err)
+			e.log.ErrorContext(ctx, "count unfinished runs", "error", err)
 		}
 	}
 }

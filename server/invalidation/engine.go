@@ -59,6 +59,8 @@ type Options struct {
 	// Targets in the order of the configuration; their names are unique.
 	Targets []Target
 	Logger  *slog.Logger
+	// Observer is told what the engine does; nil means nobody.
+	Observer Observer
 	// Owner names this process in leases; empty makes a random one.
 	Owner string
 	// LeaseLength, PollsPerSecond (of one target), MaxCalls (at once), Retention: zero means the default.
@@ -80,6 +82,7 @@ type Engine struct {
 	resolver Resolver
 	policy   Policy
 	log      *slog.Logger
+	observer Observer
 
 	owner          string
 	leaseLength    time.Duration
@@ -112,7 +115,7 @@ type Engine struct {
 // New returns an engine that is already at work on what the journal holds.
 func New(ctx context.Context, o Options) (*Engine, error) {
 	e := &Engine{
-		store: o.Store, resolver: o.Resolver, policy: o.Policy, log: o.Logger, owner: o.Owner, targets: slices.Clone(o.Targets),
+		store: o.Store, resolver: o.Resolver, policy: o.Policy, log: o.Logger, observer: o.Observer, owner: o.Owner, targets: slices.Clone(o.Targets),
 		leaseLength: o.LeaseLength, pollsPerSecond: o.PollsPerSecond, retention: o.Retention,
 		probeInterval: o.ProbeInterval, probes: make(chan struct{}, probesAtOnce), random: o.Random,
 		workers: map[string]*worker{}, hub: newHub(), news: newNews(), stopped: make(chan struct{}),
@@ -134,6 +137,9 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 	}
 	if e.policy == nil {
 		e.policy = anything{}
+	}
+	if e.observer == nil {
+		e.observer = nobody{}
 	}
 	if e.random == nil {
 		e.random = rand.Float64
@@ -167,9 +173,9 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("count unfinished runs: %w", err)
 	}
-	for name, n := range unfinished {
+	for name, u := range unfinished {
 		if e.workers[name] == nil {
-			e.log.Warn("runs of a target that is no longer configured will be ended", "target", name, "runs", n)
+			e.log.WarnContext(ctx, "runs of a target that is no longer configured will be ended", "target", name, "runs", u.Runs)
 			e.workers[name] = newWorker(e, Target{Name: name, Concurrency: 1}, true)
 		}
 	}
@@ -248,10 +254,10 @@ func (e *Engine) pruneLoop(ctx context.Context) {
 		for {
 			n, err := e.store.Prune(ctx, e.now().Add(-e.retention), pruneBatch)
 			if err != nil && ctx.Err() == nil {
-				e.log.Error("prune finished invalidations", "error", err)
+				e.log.ErrorContext(ctx, "prune finished invalidations", "error", err)
 			}
 			if n > 0 {
-				e.log.Info("pruned finished invalidations", "removed", n)
+				e.log.InfoContext(ctx, "pruned finished invalidations", "removed", n)
 			}
 			if err != nil || n < pruneBatch {
 				break
@@ -298,7 +304,7 @@ func (e *Engine) dropSlots() {
 	defer cancel()
 	for _, w := range e.workers {
 		if err := w.slots.drop(ctx); err != nil {
-			w.log.Warn("give slots back", "error", err)
+			w.log.WarnContext(ctx, "give slots back", "error", err)
 		}
 	}
 }

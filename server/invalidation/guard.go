@@ -38,7 +38,7 @@ func (e *Engine) noteDenial(ctx context.Context, q Question, ce *CallError) {
 	}
 	err := e.audit(ctx, Event{Time: e.now(), Type: "call.denied", Caller: q.Caller, Data: mustJSON(data)})
 	if err != nil {
-		e.log.Error("journal a denial", "caller_kind", q.Caller.Kind, "caller", q.Caller.Name, "right", q.Right, "error", err)
+		e.log.ErrorContext(ctx, "journal a denial", "caller_kind", q.Caller.Kind, "caller", q.Caller.Name, "right", q.Right, "error", err)
 	}
 }
 

@@ -85,7 +85,7 @@ func (w *worker) probeUnasked(ctx context.Context) {
 		return
 	}
 	if _, err := w.probe(ctx); err != nil && ctx.Err() == nil {
-		w.log.Debug("target not probed", "error", err)
+		w.log.DebugContext(ctx, "target not probed", "error", err)
 	}
 }
 
@@ -137,7 +137,7 @@ func (w *worker) examine(ctx context.Context, c *checkup) {
 	defer c.cancel()
 	c.health, c.err = w.ask(ctx)
 	if c.err == nil {
-		w.noteHealth(c.health)
+		w.noteHealth(ctx, c.health)
 	}
 	w.mu.Lock()
 	w.checkup = nil
@@ -182,7 +182,7 @@ func (w *worker) ask(ctx context.Context) (adapters.Health, error) {
 func (w *worker) adapterProbe(ctx context.Context) (h adapters.Health, err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			w.log.Error("adapter panicked", "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+			w.log.ErrorContext(ctx, "adapter panicked", "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
 			h, err = adapters.Health{Checks: []adapters.Check{{
 				Name: "internal", Status: adapters.CheckFailed, Message: "the adapter failed", Remedy: "report it; the gateway's log says where",
 			}}}, nil
@@ -193,7 +193,7 @@ func (w *worker) adapterProbe(ctx context.Context) (h adapters.Health, err error
 
 // noteHealth keeps what a probe found, tells the log if it is news, and parks a target that refused the credentials, or
 // ends its parking when it accepts them.
-func (w *worker) noteHealth(h adapters.Health) {
+func (w *worker) noteHealth(ctx context.Context, h adapters.Health) {
 	now := w.e.now()
 	w.mu.Lock()
 	news := w.checkTime.IsZero() || !slices.Equal(findings(w.health), findings(h))
@@ -218,11 +218,11 @@ func (w *worker) noteHealth(h adapters.Health) {
 	}
 	switch list := strings.Join(found, "; "); {
 	case !h.Healthy():
-		w.log.Error("target is not healthy", "findings", list)
+		w.log.ErrorContext(ctx, "target is not healthy", "findings", list)
 	case len(found) > 0:
-		w.log.Warn("target is healthy, with findings", "findings", list, "version", h.Version)
+		w.log.WarnContext(ctx, "target is healthy, with findings", "findings", list, "version", h.Version)
 	default:
-		w.log.Info("target is healthy", "version", h.Version)
+		w.log.InfoContext(ctx, "target is healthy", "version", h.Version)
 	}
 }
 

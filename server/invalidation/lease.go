@@ -61,14 +61,14 @@ func (e *Engine) beat(ctx context.Context) {
 		case <-tick.C:
 		}
 		if err := e.renew(ctx, func(string) bool { return true }); err != nil && ctx.Err() == nil {
-			e.log.Error("renew leases", "error", err)
+			e.log.ErrorContext(ctx, "renew leases", "error", err)
 		}
 		if err := errors.Join(e.syncClock(ctx), e.loadPauses(ctx)); err != nil && ctx.Err() == nil {
-			e.log.Error("read the journal", "error", err)
+			e.log.ErrorContext(ctx, "read the journal", "error", err)
 		}
 		for _, w := range e.workers {
 			if err := w.slots.renew(ctx); err != nil && ctx.Err() == nil {
-				w.log.Error("renew slots", "error", err)
+				w.log.ErrorContext(ctx, "renew slots", "error", err)
 			}
 			if w.backlog.Load() {
 				w.signal() // what could not be relied on may be ours again

@@ -74,16 +74,16 @@ func (e *Engine) follow(ctx context.Context) {
 		g := e.news.take()
 		if g.pauses || g.any {
 			if err := e.loadPauses(ctx); err != nil && ctx.Err() == nil {
-				e.log.Error("read the paused targets", "error", err)
+				e.log.ErrorContext(ctx, "read the paused targets", "error", err)
 			}
 		}
 		if err := e.renew(ctx, func(id string) bool { return g.any || g.changed[id] }); err != nil && ctx.Err() == nil {
-			e.log.Error("see whether leases are still ours", "error", err)
+			e.log.ErrorContext(ctx, "see whether leases are still ours", "error", err)
 		}
 		for target := range g.wanted {
 			if w := e.workers[target]; w != nil {
 				if err := w.slots.give(ctx); err != nil && ctx.Err() == nil {
-					w.log.Warn("give slots to another process", "error", err)
+					w.log.WarnContext(ctx, "give slots to another process", "error", err)
 				}
 			}
 		}

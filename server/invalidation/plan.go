@@ -107,7 +107,7 @@ func (e *Engine) resolve(ctx context.Context, t Target, sel Selector, run Run, n
 	if err != nil {
 		var re *ResolveError
 		if !errors.As(err, &re) {
-			e.log.Error("resolve selector", "target", t.Name, "error", err)
+			e.log.ErrorContext(ctx, "resolve selector", "target", t.Name, "error", err)
 			re = &ResolveError{Reason: adapters.ReasonInternal, Message: "the selector could not be resolved"}
 		}
 		run.Error = &RunError{Reason: re.Reason, Message: re.Message}
@@ -175,7 +175,7 @@ func (e *Engine) resolveLate(ctx context.Context, t Target, c ClaimedRun, now ti
 	}
 	inv, err := e.store.Get(ctx, c.Lease.InvalidationID)
 	if err != nil {
-		e.log.Error("read the invalidation of a run that was resolved", "invalidation", c.Lease.InvalidationID, "error", err)
+		e.log.ErrorContext(ctx, "read the invalidation of a run that was resolved", "invalidation", c.Lease.InvalidationID, "error", err)
 		run = c.Run
 		return schedule(run, now, directoryRetry)
 	}

@@ -124,6 +124,8 @@ func (e *Engine) cancel(ctx context.Context, caller Caller, id string) (Invalida
 		return Invalidation{}, readError(err, id)
 	}
 	e.lose(id)
+	// Nothing else cancels runs, and nobody can cancel an invalidation twice.
+	e.endedAtOnce(ctx, inv, func(r Run) bool { return r.State == RunCancelled })
 	return inv, nil
 }
 

@@ -27,6 +27,8 @@ type slots struct {
 
 	// free counts the slots that are held and not in use. It is made for limit slots, of which those not held are taken.
 	free *semaphore.Weighted
+	// count is how many are held.
+	count atomic.Int64
 	// owed counts the places of lost slots that are still in use, or free: whatever comes back goes to them first.
 	owed atomic.Int64
 	// lapse is when the slots can no longer be relied on, by the local monotonic clock: a third of their lease before
@@ -39,8 +41,12 @@ type slots struct {
 }
 
 func newSlots(store Store, owner, target string, limit int, length time.Duration, share func(held, limit int)) *slots {
-	s := &slots{store: store, owner: owner, target: target, limit: limit, length: length, share: share,
+	s := &slots{store: store, owner: owner, target: target, limit: limit, length: length,
 		free: semaphore.NewWeighted(int64(limit))}
+	s.share = func(held, limit int) {
+		s.count.Store(int64(held))
+		share(held, limit)
+	}
 	s.free.TryAcquire(int64(limit)) // none is held yet
 	return s
 }

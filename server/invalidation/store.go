@@ -88,8 +88,8 @@ type Store interface {
 	// ErrNotFound, or ErrFinal with the invalidation as it is.
 	Cancel(ctx context.Context, id string, at time.Time, events []Event) (Invalidation, error)
 
-	// Unfinished returns the number of runs that are not final, by target.
-	Unfinished(ctx context.Context) (map[string]int, error)
+	// Unfinished returns what is not final, by target; a target without unfinished runs is not in it.
+	Unfinished(ctx context.Context) (map[string]Unfinished, error)
 
 	// Pauses returns the targets that are paused.
 	Pauses(ctx context.Context) ([]Pause, error)
@@ -191,13 +191,23 @@ type Slot struct {
 	Until time.Time
 }
 
+// Unfinished is what a target has still to do.
+type Unfinished struct {
+	// Runs is how many runs are not final.
+	Runs int
+	// Oldest is when the invalidation of the first of them was accepted.
+	Oldest time.Time
+}
+
 // ClaimedRun is a run with the lease to work on it.
 type ClaimedRun struct {
-	Lease    Lease
-	Run      Run
-	Priority Priority
-	Selector Selector // the canonical one
-	Caller   Caller
+	Lease Lease
+	Run   Run
+	// CreateTime is the invalidation's.
+	CreateTime time.Time
+	Priority   Priority
+	Selector   Selector // the canonical one
+	Caller     Caller
 	// Lost is true when the run was open: an earlier attempt ended without a journalled answer.
 	Lost bool
 	// Expired is true when the run's expire time had come by the store's clock: it was leased as it is, to be ended, whatever

@@ -90,7 +90,11 @@ func newWorker(e *Engine, t Target, removed bool) *worker {
 		OnStateChanged(func(ev circuitbreaker.StateChangedEvent) {
 			w.log.Warn("breaker changed", "from", ev.OldState.String(), "to", ev.NewState.String())
 		}).Build()
-	w.policy = retryPolicy{random: e.random, poll: func() time.Duration { return w.polls.Reserve().Delay() }}
+	w.policy = retryPolicy{random: e.random, poll: func() time.Duration {
+		wait := w.polls.Reserve().Delay()
+		e.observer.PollWait(t.Name, wait)
+		return wait
+	}}
 	return w
 }
 
@@ -170,7 +174,7 @@ func (w *worker) loop(ctx context.Context) {
 			if ctx.Err() != nil {
 				return
 			}
-			w.log.Error("claim runs", "error", err)
+			w.log.ErrorContext(ctx, "claim runs", "error", err)
 			next = journalRetry
 		}
 		timer.Reset(next)
@@ -293,7 +297,9 @@ func (w *worker) nap(at time.Time, ok bool) time.Duration {
 func (w *worker) work(c ClaimedRun, asked time.Time) {
 	ctx, own, done := w.e.own(c.Lease, asked)
 	defer done()
-	log := w.log.With("invalidation", c.Lease.InvalidationID)
+	ctx, finished := w.e.observer.Begun(ctx, c)
+	defer finished()
+	log := w.log.With("invalidation", c.Lease.InvalidationID, "run", c.Lease.Run)
 	now := w.e.now()
 	run := c.Run
 	if c.Lost {
@@ -330,16 +336,20 @@ func (w *worker) attempt(ctx context.Context, own *ownership, c ClaimedRun, run 
 		sent.Store(true)
 		return nil
 	})
+	began := time.Now()
 	res, err := w.invalidate(adapters.WithVetting(fenced, w.e.vetting(run)), adapters.Request{Selector: *run.Selector, Resume: run.Resume, MayHaveSent: run.CountIsMinimum || c.Lost})
 	a := attempt{result: res, err: err, sent: sent.Load(), at: w.e.now()}
+	took, result := time.Since(began), AttemptInterrupted
+	defer func() { w.e.observer.Attempted(ctx, run, took, result) }()
 	switch {
 	case err != nil && errors.Is(context.Cause(ctx), errLost):
 		// Cancelled, taken over, or about to be: whoever has the run now finds it open. An attempt that was completed
 		// nevertheless is recorded below; the journal decides.
-		log.Info("run is no longer ours", "sent", a.sent)
+		log.InfoContext(ctx, "run is no longer ours", "sent", a.sent)
+		w.e.observer.LeaseLost(ctx, run)
 		return run, false
 	case err != nil && !a.sent && (errors.Is(err, errPaused) || errors.Is(context.Cause(ctx), errShutdown)):
-		w.release(c, log)
+		w.release(ctx, c, log)
 		return run, false
 	case errors.Is(err, errExpired):
 		a.err = nil
@@ -355,7 +365,8 @@ func (w *worker) attempt(ctx context.Context, own *ownership, c ClaimedRun, run 
 		}
 		a.err = adapters.Errorf(kind, "the attempt took too long")
 	}
-	w.judge(a, log)
+	w.judge(ctx, a, log)
+	result = resultOf(a)
 	next := w.policy.settle(run, a)
 	if next.State == RunRetrying && errors.Is(context.Cause(ctx), errShutdown) {
 		next.NextAttemptTime = a.at
@@ -367,7 +378,7 @@ func (w *worker) attempt(ctx context.Context, own *ownership, c ClaimedRun, run 
 func (w *worker) invalidate(ctx context.Context, req adapters.Request) (res adapters.Result, err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			w.log.Error("adapter panicked", "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+			w.log.ErrorContext(ctx, "adapter panicked", "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
 			res, err = adapters.Result{}, &adapters.Error{Kind: adapters.Uncertain, Why: adapters.ReasonInternal, Message: "the adapter failed"}
 		}
 	}()
@@ -393,7 +404,7 @@ func (w *worker) fence(ctx context.Context, own *ownership, run Run) error {
 }
 
 // judge feeds the breaker and the parking from an attempt's answer.
-func (w *worker) judge(a attempt, log *slog.Logger) {
+func (w *worker) judge(ctx context.Context, a attempt, log *slog.Logger) {
 	switch kind := adapters.KindOf(a.err); kind {
 	case adapters.Unreachable, adapters.Uncertain, adapters.BadReply:
 		w.breaker.RecordFailure()
@@ -401,7 +412,7 @@ func (w *worker) judge(a attempt, log *slog.Logger) {
 		w.breaker.RecordSuccess() // the target answered, if only to refuse
 		if kind == adapters.Credentials {
 			w.refused(a.at)
-			log.Error("target refuses the account's credentials; it is left alone for a while", "for", parkLength)
+			log.ErrorContext(ctx, "target refuses the account's credentials; it is left alone for a while", "for", parkLength)
 			return
 		}
 		if parked, _ := w.parking(); parked {
@@ -410,7 +421,7 @@ func (w *worker) judge(a attempt, log *slog.Logger) {
 		}
 	}
 	if a.err != nil {
-		log.Warn("attempt failed", "error", a.err, "kind", adapters.KindOf(a.err).String())
+		log.WarnContext(ctx, "attempt failed", "error", a.err, "kind", adapters.KindOf(a.err).String())
 	}
 }
 
@@ -421,23 +432,29 @@ func (w *worker) record(ctx context.Context, c ClaimedRun, run Run, log *slog.Lo
 	for {
 		// The journal's answer matters more than why the attempt ended.
 		rctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), journalTimeout)
-		_, err := w.e.store.Record(rctx, c.Lease, run, events)
+		head, err := w.e.store.Record(rctx, c.Lease, run, events)
 		cancel()
 		switch {
 		case err == nil:
-			if !run.State.Final() {
+			if run.State.Final() {
+				w.e.observer.Ended(ctx, run, c.CreateTime)
+			} else {
 				w.signal()
 			}
-			log.Info("run recorded", "state", run.State, "attempts", run.Attempts, "count", countText(run))
+			if head.State.Final() {
+				w.e.observer.Completed(ctx, c.Lease.InvalidationID, head.State)
+			}
+			log.InfoContext(ctx, "run recorded", "state", run.State, "attempts", run.Attempts, "count", countText(run))
 			return
 		case errors.Is(err, ErrLeaseLost):
-			log.Info("run was ended or taken over meanwhile")
+			log.InfoContext(ctx, "run was ended or taken over meanwhile")
+			w.e.observer.LeaseLost(ctx, run)
 			return
 		case errors.Is(err, ErrIllegalTransition):
-			log.Error("record run", "error", err)
+			log.ErrorContext(ctx, "record run", "error", err)
 			return
 		}
-		log.Error("record run; will try again", "error", err)
+		log.ErrorContext(ctx, "record run; will try again", "error", err)
 		select {
 		case <-time.After(journalRetry):
 		case <-w.e.stopped:
@@ -447,11 +464,11 @@ func (w *worker) record(ctx context.Context, c ClaimedRun, run Run, log *slog.Lo
 }
 
 // release gives a run back of which nothing was sent.
-func (w *worker) release(c ClaimedRun, log *slog.Logger) {
-	ctx, cancel := context.WithTimeout(context.Background(), journalTimeout)
+func (w *worker) release(ctx context.Context, c ClaimedRun, log *slog.Logger) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), journalTimeout)
 	defer cancel()
 	if err := w.e.store.Release(ctx, c.Lease); err != nil && !errors.Is(err, ErrLeaseLost) {
-		log.Error("release run", "error", err)
+		log.ErrorContext(ctx, "release run", "error", err)
 	}
 }
 

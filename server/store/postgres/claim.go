@@ -38,7 +38,7 @@ const claimRuns = `WITH first AS MATERIALIZED (` + selectDue + `
   FROM due AS d WHERE r.invalidation_id = d.invalidation_id AND r.idx = d.idx
   RETURNING d.n, d.kept, d.open AS was_open, r.*
 )
-SELECT r.invalidation_id, r.lease_token, r.lease_until, r.was_open, r.kept, r.priority, i.caller_kind, i.caller_name, i.selector, ` + runColumns + `
+SELECT r.invalidation_id, r.lease_token, r.lease_until, r.was_open, r.kept, r.priority, i.create_time, i.caller_kind, i.caller_name, i.selector, ` + runColumns + `
 FROM r JOIN invalidations AS i ON i.id = r.invalidation_id ORDER BY r.n`
 
 // kept: a run that is not resolved, or has expired, is leased as it is.
@@ -127,11 +127,11 @@ func scanClaimed(rows pgx.Rows, t *tx, owner string) (claimed []invalidation.Cla
 		var sel []byte
 		var kept bool
 		if err := rows.Scan(append([]any{&c.Lease.InvalidationID, &c.Lease.Token, &c.Lease.Until, &c.Lost, &kept, &c.Priority,
-			&c.Caller.Kind, &c.Caller.Name, &sel}, r.dest()...)...); err != nil {
+			&c.CreateTime, &c.Caller.Kind, &c.Caller.Name, &sel}, r.dest()...)...); err != nil {
 			return nil, err
 		}
 		c.Lease.Run = int(*r.idx)
-		c.Lease.Until = c.Lease.Until.UTC()
+		c.Lease.Until, c.CreateTime = c.Lease.Until.UTC(), c.CreateTime.UTC()
 		if c.Run, err = r.run(); err != nil {
 			return nil, err
 		}

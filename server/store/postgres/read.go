@@ -17,8 +17,10 @@ const (
 	selectInvalidation = `SELECT ` + invalidationColumns + `, ` + runColumns + `
 FROM invalidations AS i LEFT JOIN runs AS r ON r.invalidation_id = i.id WHERE i.id = $1 ORDER BY r.idx`
 
-	// The rows of the index that holds only these.
-	selectUnfinished = `SELECT target, count(*) FROM runs WHERE due_time IS NOT NULL GROUP BY target`
+	// The rows of the index that holds only these. IDs are in the order of their acceptance.
+	selectUnfinished = `SELECT u.target, u.runs, i.create_time
+FROM (SELECT target, count(*) AS runs, min(invalidation_id) AS oldest FROM runs WHERE due_time IS NOT NULL GROUP BY target) AS u
+JOIN invalidations AS i ON i.id = u.oldest`
 
 	selectPauses = `SELECT target, caller_kind, caller_name, reason, time FROM target_pauses ORDER BY target`
 
@@ -142,17 +144,21 @@ func list(q invalidation.Query) (string, []any) {
 }
 
 // Unfinished counts the runs that are not final.
-func (s *Store) Unfinished(ctx context.Context) (map[string]int, error) {
-	var counts map[string]int
+func (s *Store) Unfinished(ctx context.Context) (map[string]invalidation.Unfinished, error) {
+	var counts map[string]invalidation.Unfinished
 	if err := s.read(ctx, func(ctx context.Context, c *pgx.Conn) error {
 		rows, err := c.Query(ctx, selectUnfinished)
 		if err != nil {
 			return err
 		}
-		counts = map[string]int{}
+		counts = map[string]invalidation.Unfinished{}
 		var target string
-		var n int
-		_, err = pgx.ForEachRow(rows, []any{&target, &n}, func() error { counts[target] = n; return nil })
+		var u invalidation.Unfinished
+		_, err = pgx.ForEachRow(rows, []any{&target, &u.Runs, &u.Oldest}, func() error {
+			u.Oldest = u.Oldest.UTC()
+			counts[target] = u
+			return nil
+		})
 		return err
 	}); err != nil {
 		return nil, fmt.Errorf("count unfinished runs: %w", err)

@@ -12,12 +12,12 @@ import (
 // The plus before the limit keeps SQLite from planning the query anew for every value of it, which took ten times as long
 // as the query itself.
 const (
-	selectDue = `SELECT r.invalidation_id, r.idx, r.lease_token, r.priority, i.caller_kind, i.caller_name, i.selector, ` + runColumns + `
+	selectDue = `SELECT r.invalidation_id, r.idx, r.lease_token, r.priority, i.create_time, i.caller_kind, i.caller_name, i.selector, ` + runColumns + `
 FROM runs AS r INDEXED BY runs_due CROSS JOIN invalidations AS i ON i.id = r.invalidation_id
 WHERE r.target = ?1 AND r.priority = ?2 AND r.due_time <= ?3
 ORDER BY r.due_time, r.invalidation_id, r.idx LIMIT +?4`
 
-	selectDueExpired = `SELECT r.invalidation_id, r.idx, r.lease_token, r.priority, i.caller_kind, i.caller_name, i.selector, ` + runColumns + `
+	selectDueExpired = `SELECT r.invalidation_id, r.idx, r.lease_token, r.priority, i.create_time, i.caller_kind, i.caller_name, i.selector, ` + runColumns + `
 FROM runs AS r INDEXED BY runs_due CROSS JOIN invalidations AS i ON i.id = r.invalidation_id
 WHERE r.target = ?1 AND r.priority = ?2 AND r.due_time <= ?3 AND r.expire_time <= ?3
 ORDER BY r.due_time, r.invalidation_id, r.idx LIMIT +?4`
@@ -95,9 +95,10 @@ func (s *Store) Claim(ctx context.Context, c invalidation.Claim) ([]invalidation
 
 func scanClaimed(r *row) invalidation.ClaimedRun {
 	c := invalidation.ClaimedRun{
-		Lease:    invalidation.Lease{InvalidationID: r.text(), Run: int(r.num()), Token: r.num()},
-		Priority: invalidation.Priority(r.num()),
-		Caller:   invalidation.Caller{Kind: r.text(), Name: r.text()},
+		Lease:      invalidation.Lease{InvalidationID: r.text(), Run: int(r.num()), Token: r.num()},
+		Priority:   invalidation.Priority(r.num()),
+		CreateTime: r.time(),
+		Caller:     invalidation.Caller{Kind: r.text(), Name: r.text()},
 	}
 	r.json(&c.Selector)
 	c.Run = scanRun(r)

@@ -118,13 +118,13 @@ func TestOpen_OneProcessWrites(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if extra := unfinished["apm"] - len(accepted); extra < 0 || extra > 1 || extra == 1 && asks == "" {
-		t.Errorf("%d are in the journal, %d were accepted, %q was asked for", unfinished["apm"], len(accepted), asks)
+	if extra := unfinished["apm"].Runs - len(accepted); extra < 0 || extra > 1 || extra == 1 && asks == "" {
+		t.Errorf("%d are in the journal, %d were accepted, %q was asked for", unfinished["apm"].Runs, len(accepted), asks)
 	}
 	// The leases of the killed process are over, and what it was doing is known.
 	claimed, err := s.Claim(t.Context(), invalidation.Claim{Target: "apm", Owner: "me", Limit: 1000, LeaseLength: time.Hour})
-	if err != nil || len(claimed) != unfinished["apm"] {
-		t.Fatalf("claimed %d of %d, error %v", len(claimed), unfinished["apm"], err)
+	if err != nil || len(claimed) != unfinished["apm"].Runs {
+		t.Fatalf("claimed %d of %d, error %v", len(claimed), unfinished["apm"].Runs, err)
 	}
 	for _, c := range claimed {
 		if !c.Lost || c.Run.Attempts != 2 {

@@ -13,8 +13,11 @@ import (
 )
 
 const (
-	// The index holds nothing else.
-	selectUnfinished = `SELECT target, count(*) FROM runs INDEXED BY runs_due WHERE due_time IS NOT NULL GROUP BY target`
+	// The index holds nothing else, and IDs are in the order of their acceptance.
+	selectUnfinished = `SELECT u.target, u.runs, i.create_time
+FROM (
+  SELECT target, count(*) AS runs, min(invalidation_id) AS oldest FROM runs INDEXED BY runs_due WHERE due_time IS NOT NULL GROUP BY target
+) AS u CROSS JOIN invalidations AS i ON i.id = u.oldest`
 
 	selectEvents = `SELECT chain, seq, time, type, caller_kind, caller_name, invalidation_id, target, data, prev_hash, hash
 FROM audit WHERE (chain, seq) > (?1, ?2) ORDER BY chain, seq LIMIT ?3`
@@ -145,12 +148,15 @@ func list(q invalidation.Query) (string, []driver.Value) {
 }
 
 // Unfinished counts the runs that are not final.
-func (s *Store) Unfinished(ctx context.Context) (map[string]int, error) {
-	var counts map[string]int
+func (s *Store) Unfinished(ctx context.Context) (map[string]invalidation.Unfinished, error) {
+	var counts map[string]invalidation.Unfinished
 	err := s.read(ctx, func(ctx context.Context, c *conn) error {
-		found := map[string]int{}
+		found := map[string]invalidation.Unfinished{}
 		counts = found
-		return c.each(ctx, func(r *row) error { found[r.text()] = int(r.num()); return nil }, selectUnfinished)
+		return c.each(ctx, func(r *row) error {
+			found[r.text()] = invalidation.Unfinished{Runs: int(r.num()), Oldest: r.time()}
+			return nil
+		}, selectUnfinished)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("count unfinished runs: %w", err)

@@ -203,10 +203,11 @@ func TestSchema_RefusalIsAnIllegalTransition(t *testing.T) {
 func TestQueryPlans(t *testing.T) {
 	s := openAt(t, filepath.Join(t.TempDir(), "journal.db"))
 	// Queries that look at all rows of a table that stays small, or of an index that holds only what is unfinished.
-	whole := map[string]string{
-		"select pauses":     "SCAN target_pauses",
-		"select unfinished": "SCAN runs USING INDEX runs_due",
-		"end leases":        "SCAN runs USING INDEX runs_due",
+	// (u is what the counting of such an index comes to: one row a target.)
+	whole := map[string][]string{
+		"select pauses":     {"SCAN target_pauses"},
+		"select unfinished": {"SCAN runs USING INDEX runs_due", "SCAN u"},
+		"end leases":        {"SCAN runs USING INDEX runs_due"},
 	}
 	check := func(name, statement string, mayBuild bool) {
 		plan, ops, err := sqlite.Explain(s.Path(), statement)
@@ -215,7 +216,7 @@ func TestQueryPlans(t *testing.T) {
 			return
 		}
 		for _, line := range plan {
-			if strings.HasPrefix(line, "SCAN") && line != "SCAN CONSTANT ROW" && line != whole[name] {
+			if strings.HasPrefix(line, "SCAN") && line != "SCAN CONSTANT ROW" && !slices.Contains(whole[name], line) {
 				t.Errorf("%s: %s\n%s", name, line, statement)
 			}
 			if strings.Contains(line, "TEMP B-TREE") && !mayBuild {

@@ -28,7 +28,7 @@ func claimBegins(t *testing.T, h Harness) {
 	r := before.Runs[1]
 	r.State, r.Open, r.Attempts, r.StartTime = invalidation.RunRunning, true, 1, c.Run.StartTime
 	equal(t, "PENDING", c.Run, r)
-	if c.Run.StartTime.Before(at) || c.Lost || c.Priority != invalidation.PriorityBulk || c.Caller != helpdesk {
+	if c.Run.StartTime.Before(at) || c.Lost || c.Priority != invalidation.PriorityBulk || c.Caller != helpdesk || !c.CreateTime.Equal(inv.CreateTime) {
 		t.Errorf("PENDING: %s", show(c))
 	}
 	equal(t, "selector", c.Selector, inv.Call.Selector)
@@ -420,7 +420,8 @@ func releaseTakesBack(t *testing.T, h Harness) {
 func unfinishedCounts(t *testing.T, h Harness) {
 	s := h.Open(t)
 	at := now(t, s)
-	counts := func() map[string]int {
+	later := at.Add(5 * time.Second)
+	counts := func() map[string]invalidation.Unfinished {
 		t.Helper()
 		n, err := s.Unfinished(t.Context())
 		if err != nil {
@@ -428,18 +429,22 @@ func unfinishedCounts(t *testing.T, h Harness) {
 		}
 		return n
 	}
-	equal(t, "nothing", counts(), map[string]int{})
-	accept(t, s, asked(at, "apm", "kibana"))
-	inv, _ := accept(t, s, asked(at, "apm", "storage"))
-	equal(t, "two", counts(), map[string]int{"apm": 2, "kibana": 1, "storage": 1})
+	equal(t, "nothing", counts(), map[string]invalidation.Unfinished{})
+	first, _ := accept(t, s, asked(at, "apm", "kibana"))
+	bulk := asked(later, "apm", "storage")
+	bulk.Invalidation.Call.Priority = invalidation.PriorityBulk
+	accept(t, s, bulk)
+	both := map[string]invalidation.Unfinished{"apm": {Runs: 2, Oldest: at}, "kibana": {Runs: 1, Oldest: at}, "storage": {Runs: 1, Oldest: later}}
+	equal(t, "two", counts(), both)
 	c := claimOne(t, s, invalidation.Claim{Target: "storage", LeaseLength: time.Hour})
-	equal(t, "claimed", counts(), map[string]int{"apm": 2, "kibana": 1, "storage": 1})
+	equal(t, "claimed", counts(), both)
 	record(t, s, c.Lease, ended(c.Run, invalidation.RunFailed, at))
-	equal(t, "recorded", counts(), map[string]int{"apm": 2, "kibana": 1})
-	if _, err := s.Cancel(t.Context(), inv.ID, at, nil); err != nil {
+	delete(both, "storage")
+	equal(t, "recorded", counts(), both)
+	if _, err := s.Cancel(t.Context(), first.ID, at, nil); err != nil {
 		t.Fatal(err)
 	}
-	equal(t, "cancelled", counts(), map[string]int{"apm": 1, "kibana": 1})
+	equal(t, "the oldest is cancelled", counts(), map[string]invalidation.Unfinished{"apm": {Runs: 1, Oldest: later}})
 }
 
 func pauseComesAndGoes(t *testing.T, h Harness) {
