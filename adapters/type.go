@@ -75,6 +75,8 @@ type Deps struct {
 	Target string
 	// Transport replaces the network in tests; nil means TLS over TCP as configured.
 	Transport http.RoundTripper
+	// Wrap goes around the transport, whichever it is, to see every request; nil means nothing does.
+	Wrap func(http.RoundTripper) http.RoundTripper
 	// Logger is never nil.
 	Logger *slog.Logger
 	// Limit waits until one more upstream request may be sent; nil means no limit.

@@ -149,7 +149,7 @@ type Options struct {
 	MaxBody int64
 	// Header is sent with every request.
 	Header http.Header
-	// Deps bring the transport and the rate limit.
+	// Deps bring the transport, what goes around it, and the rate limit.
 	Deps adapters.Deps
 }
 
@@ -184,6 +184,9 @@ func New(o Options) (*Client, error) {
 			MaxResponseHeaderBytes: 256 << 10,
 			ForceAttemptHTTP2:      true,
 		}
+	}
+	if o.Deps.Wrap != nil {
+		transport = o.Deps.Wrap(transport)
 	}
 	c := &Client{
 		base:    o.BaseURL,
