@@ -34,6 +34,7 @@ var layers = []layer{
 	{"server/identity/ldap/slapdtest", nil, "a real server: it must not share code with the client that it judges"},
 	{"server/identity/ldap", []string{"server/identity", "adapters/secret"}, "a directory of people; how a target calls them is no business of it"},
 	{"server/policy", []string{"server/config/strictyaml", "server/invalidation", "adapters"}, "judges for the engine, which knows it as an interface"},
+	{"server/telemetry", []string{"server/invalidation"}, "is told by the engine, through interfaces, what to measure"},
 	{"server/store/storetest", []string{"server/invalidation", "adapters"}, "holds every store to the engine's interface"},
 	{"server/store/...", []string{"server/invalidation", "adapters", "adapters/secret"}, "a store implements the engine's interface; no store knows another"},
 	{"server/invalidation", []string{"adapters"}, "the heart: it knows targets, journal and names only as interfaces"},
@@ -63,8 +64,8 @@ func (f fence) keepsOut(imported string) bool {
 var fences = []fence{
 	{
 		[]string{"google.golang.org/protobuf", "google.golang.org/grpc", "google.golang.org/genproto", "buf.build/go/protovalidate", "github.com/grpc-ecosystem/grpc-gateway", module + "gen/endsession"},
-		[]string{"server/api", "server/gateway", "server", "cmd/...", "gen/...", "proto/..."},
-		"protobuf stops at the API: the engine's types are its own",
+		[]string{"server/api", "server/gateway", "server/telemetry", "server", "cmd/...", "gen/...", "proto/..."},
+		"protobuf stops at the API: the engine's types are its own; telemetry stands before the API",
 	},
 	{
 		[]string{"database/sql", "modernc.org/sqlite", "github.com/jackc/pgx"},
@@ -80,6 +81,11 @@ var fences = []fence{
 		[]string{"github.com/spf13/cobra", "os/signal"},
 		[]string{"cmd/..."},
 		"terminals and signals are the program's business",
+	},
+	{
+		[]string{"go.opentelemetry.io", "github.com/prometheus"},
+		[]string{"server/telemetry"},
+		"what is measured is told in our words: the names of metrics and spans, and that nobody's name gets into them, are one package's to decide",
 	},
 	{
 		[]string{"testing"},
