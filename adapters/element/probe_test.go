@@ -60,6 +60,9 @@ func TestProbe(t *testing.T) {
 			"reachable": ok, "credentials": ok, "version": warning, "api": ok, "privilege": ok, "scope": ok}, remedy: "test account"},
 		{name: "Mapped", mapped: mapped("Idp", "read", "12"), spoil: func(c *cluster) { c.in("Idp", "bob", "read", "12") }, want: map[string]adapters.CheckStatus{
 			"reachable": ok, "credentials": ok, "version": ok, "api": ok, "privilege": ok, "scope": ok, "mapping": ok}},
+		{name: "MappedToSomebodyWhoIsAway", mapped: mapped("Idp", "drives", "12"), spoil: func(c *cluster) { c.SignOut(c.in("Idp", "bob", "drives", "12").ID) },
+			want: map[string]adapters.CheckStatus{
+				"reachable": ok, "credentials": ok, "version": ok, "api": ok, "privilege": ok, "scope": ok, "mapping": ok}},
 		{name: "MappedInTheDocumentsSpelling", o: elementtest.Options{DocumentSpelling: true}, mapped: mapped("Idp"), spoil: func(c *cluster) { c.in("Idp", "bob", "12") },
 			want: map[string]adapters.CheckStatus{
 				"reachable": ok, "credentials": ok, "version": ok, "api": ok, "privilege": ok, "scope": ok, "mapping": ok}},

@@ -222,8 +222,9 @@ func TestAProbeGoesBeforeTheRunsOfAParkedTarget(t *testing.T) {
 				if n := s.probes.Load(); n != 2 {
 					t.Errorf("%d probes after a quarter of an hour, want one", n-1)
 				}
-				if n := s.calls.Load(); n != 1 && test.name != "Accepted" {
-					t.Errorf("%d attempts beside the probe", n-1)
+				// Who is let in need not wait any longer; nobody else goes beside the probe.
+				if n := s.calls.Load(); test.name == "Accepted" && n != test.calls || test.name != "Accepted" && n != 1 {
+					t.Errorf("%d attempts right after the probe", n-1)
 				}
 				pass(2 * time.Minute)
 				if n := s.calls.Load(); n != test.calls {
@@ -235,6 +236,40 @@ func TestAProbeGoesBeforeTheRunsOfAParkedTarget(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestACheckByHandReleasesAParkedTarget at once, if it is let in.
+func TestACheckByHandReleasesAParkedTarget(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, "apm")
+		f.start(nil)
+		defer f.stop(time.Minute)
+		s := f.scripts["apm"]
+		check := func(name string, status adapters.CheckStatus, want invalidation.TargetState) {
+			t.Helper()
+			s.probed(found(name, status))
+			if _, err := f.engine.CheckTarget(t.Context(), caller, "apm"); err != nil {
+				t.Fatal(err)
+			}
+			if got := f.status("apm").State; got != want {
+				t.Errorf("%s %d: %s, want %s", name, status, got, want)
+			}
+		}
+		check("reachable", adapters.CheckFailed, invalidation.TargetActive)
+		check(adapters.CheckCredentials, adapters.CheckFailed, invalidation.TargetParked)
+		inv := f.invalidate(user("alice"), 0)
+		pass(time.Minute)
+		check("reachable", adapters.CheckFailed, invalidation.TargetParked)
+		pass(time.Second)
+		if n := s.calls.Load(); n != 0 {
+			t.Errorf("%d attempts at a parked target", n)
+		}
+		check(adapters.CheckCredentials, adapters.CheckOK, invalidation.TargetActive)
+		pass(time.Second)
+		if inv = f.get(inv.ID, 0); inv.State != invalidation.Succeeded {
+			t.Errorf("%s, want SUCCEEDED: %+v", inv.State, inv.Runs)
+		}
+	})
 }
 
 func TestAProbeTakesASlot(t *testing.T) {
