@@ -15,8 +15,12 @@ func (e *Engine) judge(ctx context.Context, q Question) (Terms, error) {
 	if err == nil {
 		return terms, nil
 	}
+	if ctx.Err() != nil {
+		// No answer, which is not the same as no.
+		return Terms{}, &CallError{Code: Unavailable, Reason: ReasonNotAccepted, Message: "the call ended before it was judged", Err: err}
+	}
 	var ce *CallError
-	if !errors.As(err, &ce) {
+	if !errors.As(err, &ce) || ce.Code != Denied {
 		ce = &CallError{Code: Denied, Reason: adapters.ReasonPolicyDenied, Err: err,
 			Message: fmt.Sprintf("the policy does not grant the right %q", q.Right)}
 	}
@@ -73,7 +77,7 @@ func (e *Engine) permit(ctx context.Context, right Right, caller Caller, call Ca
 	if err != nil {
 		return err
 	}
-	if u := call.Selector.User; u != nil && !terms.Protected && e.policy.Protects("", u.ID) {
+	if e.spares(call.Selector, terms) {
 		ce := &CallError{Code: Denied, Reason: adapters.ReasonProtected, Message: "the user is protected"}
 		e.noteDenial(ctx, q, ce)
 		return ce
@@ -82,6 +86,11 @@ func (e *Engine) permit(ctx context.Context, right Right, caller Caller, call Ca
 		runs[i] = e.brake(r, terms)
 	}
 	return nil
+}
+
+// spares reports whether the person that a selector names is protected, whatever the names at the targets.
+func (e *Engine) spares(sel Selector, terms Terms) bool {
+	return sel.User != nil && !terms.Protected && e.policy.Protects("", sel.User.ID)
 }
 
 // brake keeps a run within the terms under which it is let through: it ends one that must not, or cannot be known to,

@@ -24,13 +24,19 @@ type rulebook struct {
 	grants    map[invalidation.Right]bool // of help; others have none
 	everybody map[invalidation.Right]bool
 	terms     invalidation.Terms
+	slow      bool // to judge calls takes as long as one has
 	refuse    func(q invalidation.Question) bool
 	protected []string // names, anywhere; "target/name" at a target only
 	asked     []invalidation.Question
 }
 
-func (p *rulebook) Judge(_ context.Context, q invalidation.Question) (invalidation.Terms, error) {
+func (p *rulebook) Judge(ctx context.Context, q invalidation.Question) (invalidation.Terms, error) {
 	p.mu.Lock()
+	if p.slow && q.Right == invalidation.RightInvalidate {
+		p.mu.Unlock()
+		<-ctx.Done()
+		return invalidation.Terms{}, ctx.Err()
+	}
 	defer p.mu.Unlock()
 	p.asked = append(p.asked, q)
 	allowed := p.everybody[q.Right] || q.Caller.Is(help) && p.grants[q.Right]
@@ -405,6 +411,7 @@ func TestLateNamesAreJudgedAgain(t *testing.T) {
 				return q.Right == invalidation.RightInvalidate && (q.Caller.Facts == nil || q.Caller.Facts.Claims["dept"] != "it")
 			}
 		}, ""},
+		{"TheIDIsProtectedMeanwhile", func(p *rulebook) { p.protected = []string{"/alice"} }, adapters.ReasonProtected},
 		{"ProtectedMeanwhile", func(p *rulebook) { p.protected = []string{"apm/alice"} }, adapters.ReasonProtected},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -439,6 +446,36 @@ func TestLateNamesAreJudgedAgain(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A policy that has no time to answer, because the process ends, has not said no.
+func TestNoAnswerOfThePolicyIsNoRefusal(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f, p := ruled(t, "apm")
+		directory := &names{}
+		directory.away.Store(true)
+		f.options.Resolver = directory
+		f.start(nil)
+		inv, _, err := f.engine.Invalidate(t.Context(), invalidation.Request{Caller: help, Call: user("alice")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.mu.Lock()
+		p.slow = true
+		p.mu.Unlock()
+		directory.away.Store(false)
+		sleep(15 * time.Second) // the policy is being asked
+		f.stop(time.Second)
+		p.mu.Lock()
+		p.slow = false
+		p.mu.Unlock()
+		f.start(nil)
+		defer f.stop(time.Minute)
+		sleep(time.Minute)
+		if r := f.get2(help, inv.ID).Runs[0]; r.State != invalidation.RunSucceeded {
+			t.Errorf("run %s, %+v; want SUCCEEDED", r.State, r.Error)
+		}
+	})
 }
 
 // Retrying is authorised like a new call, for whoever retries.

@@ -183,10 +183,17 @@ func (e *Engine) resolveLate(ctx context.Context, t Target, c ClaimedRun, now ti
 	terms, err := e.judge(ctx, Question{Right: RightInvalidate, Caller: inv.Caller, Call: &inv.Call, Targets: targetsOf(inv.Runs),
 		Names: names(inv.Runs)})
 	var ce *CallError
-	if errors.As(err, &ce) {
-		run.Selector = nil
+	switch {
+	case ctx.Err() != nil: // the policy had no time to answer
+		run = c.Run
+		return schedule(run, now, directoryRetry)
+	case errors.As(err, &ce):
 		run.Error = &RunError{Reason: ce.Reason, Message: "the policy does not allow what the names turned out to be; nothing was sent"}
-		return fail(run, now)
+	case e.spares(c.Selector, terms):
+		run.Error = &RunError{Reason: adapters.ReasonProtected, Message: "the user is protected; nothing was sent"}
+	default:
+		return e.brake(run, terms)
 	}
-	return e.brake(run, terms)
+	run.Selector = nil
+	return fail(run, now)
 }
