@@ -75,6 +75,7 @@ const (
 	WarnScopeIncomplete Reason = "SCOPE_INCOMPLETE"
 	// WarnNotInDirectory: the directory does not know the user; the given names were used.
 	WarnNotInDirectory Reason = "NOT_IN_DIRECTORY"
-	// WarnOtherSessionEnded: the target reports having ended a session that the selector does not match.
+	// WarnOtherSessionEnded: the target reports having ended, or being about to end, a session that the selector does not
+	// match.
 	WarnOtherSessionEnded Reason = "OTHER_SESSION_ENDED"
 )
