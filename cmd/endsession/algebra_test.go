@@ -112,7 +112,7 @@ func carryOutAlgebra(t *testing.T, setup *chaosSetup, reasons map[string]bool, s
 	defer func() { _ = os.RemoveAll(dir) }()
 	counts := map[string]int{}
 	synctest.Test(t, func(t *testing.T) {
-		a := &algebra{reasons: reasons, seen: counts, runs: map[string][]invalidation.Run{}}
+		a := &algebra{reasons: reasons, seen: counts, runs: map[string][]sight{}}
 		s := algebraSchedule(seed)
 		for range 60 {
 			s.act(span(dice(seed, "looks", len(s.actions)), 0, s.calm), "look at everything", a.look)
@@ -220,7 +220,13 @@ type algebra struct {
 	*chaos
 	reasons map[string]bool
 	seen    map[string]int
-	runs    map[string][]invalidation.Run // what each look at a run has shown
+	runs    map[string][]sight // what each look at a run has shown
+}
+
+// sight is what a run was said to be like at a moment.
+type sight struct {
+	at  time.Time
+	run invalidation.Run
 }
 
 // all lists every invalidation there is.
@@ -254,7 +260,7 @@ func (a *algebra) look(*chaos) {
 		unfinished := false
 		for _, r := range inv.Runs {
 			key := inv.ID + " at " + r.Target
-			a.runs[key] = append(a.runs[key], r)
+			a.runs[key] = append(a.runs[key], sight{time.Now(), r})
 			unfinished = unfinished || !r.State.Final()
 			if !r.State.Final() {
 				a.seen["snapshots of unfinished runs"]++
@@ -280,24 +286,30 @@ func (a *algebra) law() {
 				a.broken("%s at %s (%s): %s", inv.Call.Reason, r.Target, r.State, fmt.Sprintf(format, args...))
 			}
 			a.lawOfRun(inv, r, bad)
-			a.lawOfTime(a.runs[inv.ID+" at "+r.Target], bad)
+			a.lawOfTime(inv.ID, a.runs[inv.ID+" at "+r.Target], bad)
 		}
 	}
 }
 
-// lawOfTime: nothing that was said is ever taken back.
-func (a *algebra) lawOfTime(said []invalidation.Run, bad func(string, ...any)) {
-	for i := 1; i < len(said); i++ {
-		before, after := said[i-1], said[i]
+// lawOfTime: nothing that was said is ever taken back. An attempt is, when it was given up before anything was sent: the run
+// is then as it was before.
+func (a *algebra) lawOfTime(id string, said []sight, bad func(string, ...any)) {
+	for i, now := range said {
+		if i == 0 {
+			continue
+		}
+		before, after := said[i-1].run, now.run
 		switch {
 		case before.State.Final() && !reflect.DeepEqual(before, after):
 			bad("it was final as %+v and is %+v", before, after)
-		case before.State != invalidation.RunPending && after.State == invalidation.RunPending:
-			bad("it was %s and says that nothing was sent", before.State)
+		case after.State == invalidation.RunPending && slices.ContainsFunc(a.sent, func(s sentRequest) bool {
+			return s.mutating && s.by.id == id && s.target == after.Target && s.at.Before(now.at)
+		}):
+			bad("it says that nothing has been sent, and something has")
 		case before.Counted && !after.Counted || after.Count < before.Count || before.CountIsMinimum && !after.CountIsMinimum:
 			bad("it counted %t %d, a minimum %t, and then %t %d, %t", before.Counted, before.Count, before.CountIsMinimum, after.Counted, after.Count, after.CountIsMinimum)
-		case after.Attempts < before.Attempts || len(after.Sessions) < len(before.Sessions) || before.SessionsTruncated && !after.SessionsTruncated:
-			bad("attempts %d and sessions %d became %d and %d", before.Attempts, len(before.Sessions), after.Attempts, len(after.Sessions))
+		case len(after.Sessions) < len(before.Sessions) || before.SessionsTruncated && !after.SessionsTruncated:
+			bad("it named %d sessions, and then %d", len(before.Sessions), len(after.Sessions))
 		case !after.State.Final() && (after.Verification != adapters.VerificationUnspecified || !after.CompleteTime.IsZero()):
 			bad("it is %s with verification %s, complete at %v", after.State, after.Verification, after.CompleteTime)
 		case after.State == invalidation.RunRetrying && after.Error == nil:
