@@ -23,12 +23,16 @@ import (
 	"github.com/endsession/endsession/server/policy"
 	"github.com/endsession/endsession/server/store/postgres"
 	"github.com/endsession/endsession/server/store/sqlite"
+	"github.com/endsession/endsession/server/telemetry"
 )
 
 // Options are what [Open] needs beside the configuration.
 type Options struct {
 	Config *config.Config
+	// Logger gets what the context of a line knows of the work it is about; see [telemetry.Log].
 	Logger *slog.Logger
+	// Telemetry is told of everything, and is closed with the server; nil means one that sends nothing.
+	Telemetry *telemetry.Telemetry
 	// Transport returns what takes the place of the network to a target; nil, or a nil answer, means the network.
 	Transport func(target string) http.RoundTripper
 	// IssuerTransport returns what takes the place of the network to an issuer of tokens; nil, or a nil answer, means the
@@ -52,6 +56,13 @@ func Open(ctx context.Context, o Options) (_ *Server, err error) {
 			err = errors.Join(err, opened[i-1]())
 		}
 	}()
+	o.Logger = slog.New(telemetry.Log(o.Logger.Handler()))
+	if o.Telemetry == nil {
+		if o.Telemetry, err = telemetry.New(ctx, telemetry.Options{}); err != nil {
+			return nil, err
+		}
+	}
+	opened = append(opened, func() error { return o.Telemetry.Close(ctx) })
 	for _, w := range o.Config.Warnings {
 		o.Logger.WarnContext(ctx, "configuration: "+w)
 	}
@@ -63,7 +74,8 @@ func Open(ctx context.Context, o Options) (_ *Server, err error) {
 		o.Logger.WarnContext(ctx, "configuration: "+w)
 	}
 	parts := Parts{
-		Logger: o.Logger, Directory: a.directory, Background: a.callers.background,
+		Logger: o.Logger, Telemetry: o.Telemetry, Profiles: o.Config.Listen.Pprof,
+		Directory: a.directory, Background: a.callers.background,
 		Health: accesses[o.Config.Listen.Health], Reflection: accesses[o.Config.Listen.Reflection],
 	}
 	if a.callers.certificates != nil {
@@ -108,7 +120,7 @@ func Open(ctx context.Context, o Options) (_ *Server, err error) {
 	opened = append(opened, store.Close)
 	parts.Store = store
 	options := invalidation.Options{
-		Store: store, Resolver: a.resolver, Targets: a.targets, Logger: o.Logger, Owner: owner,
+		Store: o.Telemetry.Journal(store), Resolver: a.resolver, Targets: a.targets, Logger: o.Logger, Observer: o.Telemetry, Owner: owner,
 		Policy: a.policy, Retention: time.Duration(o.Config.Retention), ProbeInterval: time.Duration(o.Config.CheckInterval),
 	}
 	if p := o.Config.Store.Postgres; p != nil {
@@ -120,6 +132,9 @@ func Open(ctx context.Context, o Options) (_ *Server, err error) {
 	}
 	opened = append(opened, func() error { return engine.Close(ctx) })
 	parts.Engine = engine
+	if err := o.Telemetry.Follow(engine); err != nil {
+		return nil, fmt.Errorf("metrics: %w", err)
+	}
 	s, err := New(parts)
 	if err != nil {
 		return nil, err
@@ -230,6 +245,9 @@ func openTarget(o Options, t config.Target, limiter *rate.Limiter) (adapters.Ada
 	}
 	if limiter != nil {
 		deps.Limit = limiter.Wait
+	}
+	if o.Telemetry != nil {
+		deps.Wrap = o.Telemetry.Upstream(t.Name, t.Kind)
 	}
 	return t.Config.Open(deps)
 }

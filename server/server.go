@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"sync"
 	"time"
 
@@ -27,6 +28,7 @@ import (
 	"github.com/endsession/endsession/server/api"
 	"github.com/endsession/endsession/server/config"
 	"github.com/endsession/endsession/server/gateway"
+	"github.com/endsession/endsession/server/telemetry"
 )
 
 // Engine is what the process needs of [invalidation.Engine] beside the calls of the API.
@@ -59,7 +61,11 @@ type Parts struct {
 	Health, Reflection Access
 	// Background runs beside the listeners, until its context ends; nil means nothing does.
 	Background func(ctx context.Context)
-	Logger     *slog.Logger
+	// Telemetry is told of calls, and serves the metrics; nil means one of the server's own. It is closed last.
+	Telemetry *telemetry.Telemetry
+	// Profiles says that the admin listener serves profiles of the process.
+	Profiles bool
+	Logger   *slog.Logger
 }
 
 // Access is to whom a service answers beside the API.
@@ -87,6 +93,8 @@ const (
 	// attemptEnd is how long attempts may take to end when they are told to.
 	attemptEnd = 3 * time.Second
 	storeClose = 3 * time.Second
+	// telemetryClose is within storeClose: both end at the same time.
+	telemetryClose = 2 * time.Second
 	// directoryClose is long enough for connections to be told.
 	directoryClose = time.Second
 )
@@ -138,6 +146,13 @@ func New(parts Parts) (*Server, error) {
 	s := &Server{
 		parts: parts, log: parts.Logger, health: health.NewServer(), pipe: bufconn.Listen(memoryBuffer),
 	}
+	if s.parts.Telemetry == nil {
+		var err error
+		if s.parts.Telemetry, err = telemetry.New(context.Background(), telemetry.Options{}); err != nil {
+			return nil, err
+		}
+	}
+	reported := s.parts.Telemetry.ServerOptions(endsessionv1.SessionService_ServiceDesc.ServiceName)
 	// The drain begins with the shutdown, not with the context of a caller.
 	s.drain, s.endDrain = context.WithCancel(context.Background())
 	service, err := api.New(s.drain, parts.Engine, parts.Logger)
@@ -169,7 +184,7 @@ func New(parts Parts) (*Server, error) {
 		network.Open = append(network.Open, reflectionv1.ServerReflection_ServiceDesc.ServiceName,
 			reflectionv1alpha.ServerReflection_ServiceDesc.ServiceName)
 	}
-	s.grpc = api.NewServer(service, network, options...)
+	s.grpc = api.NewServer(service, network, append(options, reported...)...)
 	if parts.Health != Nobody {
 		healthv1.RegisterHealthServer(s.grpc, s.health)
 	}
@@ -177,7 +192,7 @@ func New(parts Parts) (*Server, error) {
 		reflection.Register(s.grpc)
 	}
 	door.Gateway = true
-	s.memory = api.NewServer(service, door, grpc.MaxHeaderListSize(maxMemoryHeader))
+	s.memory = api.NewServer(service, door, append(reported, grpc.MaxHeaderListSize(maxMemoryHeader))...)
 
 	s.dialled, err = grpc.NewClient("passthrough:///memory",
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return s.pipe.DialContext(ctx) }),
@@ -193,7 +208,7 @@ func New(parts Parts) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.http = s.httpServer(rest)
+	s.http = s.httpServer(s.parts.Telemetry.HTTP(rest))
 	if parts.TLS != nil {
 		s.http.TLSConfig = parts.TLS.Clone()
 	}
@@ -230,7 +245,7 @@ func (s *Server) GRPCAddr() net.Addr { return s.parts.GRPC.Addr() }
 // HTTPAddr is where REST listens.
 func (s *Server) HTTPAddr() net.Addr { return s.parts.HTTP.Addr() }
 
-// AdminAddr is where liveness and readiness are answered.
+// AdminAddr is where liveness, readiness and metrics are answered.
 func (s *Server) AdminAddr() net.Addr { return s.parts.Admin.Addr() }
 
 // Reload takes over from a configuration who may call: API keys, issuers of tokens, client certificates and the TLS
@@ -302,6 +317,7 @@ func (s *Server) followJournal(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
+		s.parts.Telemetry.JournalReady(err == nil)
 		status := healthv1.HealthCheckResponse_SERVING
 		if err != nil {
 			status = healthv1.HealthCheckResponse_NOT_SERVING
@@ -355,12 +371,20 @@ func (s *Server) shutdown(force context.Context) error {
 			return within(ctx, 0, s.parts.Directory.Close)
 		})
 	}
+	// Nothing more is done that could be told. Whom it is sent to may not answer; the journal does not wait for that.
+	sent := make(chan error, 1)
+	go func() {
+		ctx, cancel := context.WithTimeout(force, telemetryClose)
+		defer cancel()
+		sent <- within(ctx, 0, func() error { return s.parts.Telemetry.Close(ctx) })
+	}()
 	var store error
 	if s.parts.Store != nil {
 		store = s.step(context.WithoutCancel(force), "journal closes", storeClose, func(ctx context.Context) error {
 			return within(ctx, 0, s.parts.Store.Close)
 		})
 	}
+	_ = s.step(force, "telemetry is sent", telemetryClose, func(context.Context) error { return <-sent })
 	return errors.Join(engine, store)
 }
 
@@ -405,7 +429,7 @@ func within(ctx context.Context, grace time.Duration, do func() error) error {
 	}
 }
 
-// adminHandler answers whether the process lives and whether it can accept calls.
+// adminHandler answers whether the process lives and whether it can accept calls, and what was measured.
 func (s *Server) adminHandler() http.Handler {
 	mux := http.NewServeMux()
 	answer := func(w http.ResponseWriter, code int, text string) {
@@ -423,5 +447,12 @@ func (s *Server) adminHandler() http.Handler {
 		}
 		answer(w, http.StatusOK, "ready")
 	})
+	mux.Handle("GET /metrics", s.parts.Telemetry.Metrics())
+	if s.parts.Profiles {
+		mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+		mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+		mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
+		mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	}
 	return mux
 }

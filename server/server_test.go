@@ -171,7 +171,7 @@ func TestShutdownAnswersThoseWhoWait(t *testing.T) {
 		logged := regexp.MustCompile(`shutting down: [^:"]*`).FindAllString(s.log.String(), -1)
 		wantLog := []string{
 			"shutting down: NOT_SERVING", "shutting down: HTTP drains", "shutting down: gRPC drains",
-			"shutting down: attempts finish", "shutting down: journal closes",
+			"shutting down: attempts finish", "shutting down: journal closes", "shutting down: telemetry is sent",
 		}
 		if !slices.Equal(logged, wantLog) {
 			t.Errorf("logged %q\nwant %q", logged, wantLog)

@@ -3,13 +3,18 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 
 	"github.com/endsession/endsession/server"
+	"github.com/endsession/endsession/server/config"
+	"github.com/endsession/endsession/server/telemetry"
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 )
 
 func newServe() *cobra.Command {
@@ -20,15 +25,22 @@ func newServe() *cobra.Command {
 		Example: `  endsession serve --config endsession.yaml`,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			logger, err := newLogger(cmd, format)
-			if err != nil {
-				return err
+			if !slices.Contains([]string{"", "text", "json"}, format) {
+				return usageError("--log-format: want text or json, got %q", format)
 			}
 			conf, err := loadConfig(path)
 			if err != nil {
 				return &exitError{exitUsage, err}
 			}
-			srv, err := server.Open(cmd.Context(), server.Options{Config: conf, Logger: logger})
+			if format != "" {
+				conf.Log.Format = config.LogFormat(format)
+			}
+			logger := newLogger(cmd.ErrOrStderr(), conf.Log)
+			reported, err := telemetry.New(cmd.Context(), telemetry.Options{Version: release(), Logger: logger, Getenv: os.Getenv})
+			if err != nil {
+				return &exitError{exitUsage, err}
+			}
+			srv, err := server.Open(cmd.Context(), server.Options{Config: conf, Logger: logger, Telemetry: reported})
 			if err != nil {
 				return &exitError{exitFailed, err}
 			}
@@ -42,19 +54,19 @@ func newServe() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVarP(&path, "config", "c", "", "the configuration `file`")
-	cmd.Flags().StringVar(&format, "log-format", "text", "text or json")
+	cmd.Flags().StringVar(&format, "log-format", "", "text or json, whatever the configuration says")
 	_ = cmd.MarkFlagRequired("config")
 	return cmd
 }
 
-func newLogger(cmd *cobra.Command, format string) (*slog.Logger, error) {
-	switch format {
-	case "text":
-		return slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil)), nil
-	case "json":
-		return slog.New(slog.NewJSONHandler(cmd.ErrOrStderr(), nil)), nil
+// newLogger returns a logger that writes as it is configured: for people on a terminal, for programs otherwise.
+func newLogger(w io.Writer, l config.Log) *slog.Logger {
+	options := &slog.HandlerOptions{Level: slog.Level(l.Level)}
+	f, file := w.(*os.File)
+	if l.Format == config.LogText || l.Format == config.LogAuto && file && term.IsTerminal(int(f.Fd())) {
+		return slog.New(slog.NewTextHandler(w, options))
 	}
-	return nil, usageError("--log-format: want text or json, got %q", format)
+	return slog.New(slog.NewJSONHandler(w, options))
 }
 
 // reloads has the server take over the configuration anew whenever the process gets a SIGHUP, until the function that it

@@ -20,8 +20,8 @@ func newVersion() *cobra.Command {
 		}}
 }
 
-// versionText names the release, or what the Go tool knows of the source, and how it was built.
-func versionText() string {
+// release names the release, or what the Go tool knows of the source.
+func release() string {
 	v := version
 	if info, ok := debug.ReadBuildInfo(); ok && v == "" {
 		v = info.Main.Version
@@ -29,5 +29,10 @@ func versionText() string {
 	if v == "" {
 		v = "(devel)"
 	}
-	return fmt.Sprintf("endsession %s %s %s/%s", v, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+	return v
+}
+
+// versionText names the release and how it was built.
+func versionText() string {
+	return fmt.Sprintf("endsession %s %s %s/%s", release(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
 }

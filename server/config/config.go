@@ -23,6 +23,8 @@ type Config struct {
 	Limits *Limits `yaml:"limits,omitempty"`
 	// Directory knows people's attributes and the members of groups. Absent: there is none.
 	Directory *Directory `yaml:"directory,omitempty"`
+	// Log is what is told to whoever operates the gateway, on standard error.
+	Log Log `yaml:"log"`
 	// Retention is how long finished invalidations are kept. Default: 90d.
 	Retention Duration `yaml:"retention"`
 	// CheckInterval is how often every target is probed, 30s to 24h, or "never"; see "endsession targets check". Default: 5m.
@@ -47,6 +49,8 @@ type Listen struct {
 	Health Access `yaml:"health"`
 	// Reflection says who may ask the gRPC listener for its contract: open, authenticated or off. Default: authenticated.
 	Reflection Access `yaml:"reflection"`
+	// Pprof has the admin listener serve profiles of the process under /debug/pprof/. Default: false.
+	Pprof bool `yaml:"pprof,omitempty"`
 	// TLS protects the gRPC and REST listeners. Absent: they speak plain text.
 	TLS *TLS `yaml:"tls,omitempty"`
 	// Insecure allows addresses beyond loopback without TLS or without authentication: everybody who reaches the port can
@@ -229,6 +233,7 @@ const (
 // SetDefaults implements [strictyaml.Defaulter].
 func (c *Config) SetDefaults() {
 	c.Listen.SetDefaults()
+	c.Log.SetDefaults()
 	c.Retention = DefaultRetention
 	c.CheckInterval = DefaultCheck
 }

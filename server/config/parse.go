@@ -143,7 +143,11 @@ func (p *parser) listen() {
 			p.Invalid(v, line, path, errors.New("reaches beyond loopback, and has neither TLS nor authentication: "+
 				"use 127.0.0.1, or accept that everybody who reaches the port sees health and metrics with insecure: [admin]"))
 		case a.key == "admin":
-			p.Warnf(line, path, "reaches beyond loopback: everybody who reaches the port sees health and metrics")
+			what := "health and metrics"
+			if l.Pprof {
+				what = "health, metrics and profiles"
+			}
+			p.Warnf(line, path, "reaches beyond loopback: everybody who reaches the port sees %s", what)
 		case !p.config.Auth.LetsIn() && !slices.Contains(l.Insecure, a.key):
 			p.Invalid(v, line, path, errors.New("reaches beyond loopback, and callers are not authenticated: "+
 				"configure auth and listen.tls, or accept that everybody who reaches the port can end everybody's sessions with insecure: true"))
