@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/hex"
 	"fmt"
 	"net/http"
@@ -169,14 +168,4 @@ func (g *guarded) http(t testing.TB, c client) func(method, path, body string) (
 		defer resp.Body.Close()
 		return resp.StatusCode, resp.Header, read(t, resp.Body)
 	}
-}
-
-// pool trusts what is in a PEM file.
-func pool(t testing.TB, pem []byte) *x509.CertPool {
-	t.Helper()
-	p := x509.NewCertPool()
-	if !p.AppendCertsFromPEM(pem) {
-		t.Fatal("no certificate")
-	}
-	return p
 }

@@ -86,6 +86,7 @@ const (
 // | `CONFIRM_BROAD_REQUIRED` | INVALID_ARGUMENT | the selector is broad and `confirm_broad` is not true |
 // | `UNKNOWN_TARGET` | INVALID_ARGUMENT, NOT_FOUND | no target of that name is configured |
 // | `UNAUTHENTICATED` | UNAUTHENTICATED | no valid credential came with the call |
+// | `AUTHENTICATION_UNAVAILABLE` | UNAVAILABLE | the credential cannot be judged now (the issuer does not answer); see google.rpc.RetryInfo |
 // | `POLICY_DENIED`, `NAMES_NOT_ALLOWED`, `PROTECTED`, `TOO_MANY_SESSIONS` | PERMISSION_DENIED | as above |
 // | `NOT_FOUND` | NOT_FOUND | there is no such invalidation, or the caller may not read it |
 // | `REQUEST_ID_REUSED` | ALREADY_EXISTS | the request id belongs to a request with other content |
