@@ -74,9 +74,11 @@ func (f forms) add(names ...string) error {
 // (uid=user,ou=people). It may return more than are the person's: whoever compares protects too much rather than too
 // little.
 func formsOf(name string) (all []string) {
-	whole := fold(name)
-	for _, s := range append(firstRDN(whole), whole) {
-		s = fold(s)
+	names := []string{fold(name)}
+	for _, value := range firstRDN(names[0]) {
+		names = append(names, fold(value))
+	}
+	for _, s := range names {
 		for _, form := range []string{s, before(s, strings.IndexByte(s, '@')), before(s, strings.LastIndexByte(s, '@'))} {
 			for _, form := range []string{form, after(form, strings.IndexByte(form, '\\')), after(form, strings.LastIndexByte(form, '\\'))} {
 				if form = strings.TrimSpace(form); form != "" {
@@ -123,7 +125,7 @@ func fold(s string) string {
 
 // ignored are marks on letters, and what is not seen.
 var ignored = []*unicode.RangeTable{
-	unicode.Mn, unicode.Me, unicode.Cc, unicode.Cf, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector,
+	unicode.Mn, unicode.Me, unicode.Cc, unicode.Cf, unicode.Other_Default_Ignorable_Code_Point,
 }
 
 // plain reports whether s is printable ASCII without spaces: that has no forms but its cases.
