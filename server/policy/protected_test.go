@@ -10,7 +10,7 @@ import (
 
 func TestProtects(t *testing.T) {
 	p := mustNew(t, policy.Options{
-		Protected: []string{"break-glass", "Straße", "ﬁona", `CORP\vault`, "ops@corp.example", "uid=dn-admin,ou=people,dc=corp", "Jos\u00e9", "Big  Boss", "smith, john"},
+		Protected: []string{"break-glass", "Straße", "ﬁona", `CORP\vault`, "ops@corp.example", "uid=dn-admin,ou=people,dc=corp", "Jos\u00e9", "Big  Boss", "smith, john", "@odd"},
 		Targets: []policy.Target{
 			{Name: "apm", Account: "svc-endsession", Protected: []string{"apm-only"}},
 			{Name: "logs", Account: `CORP\Logs-Svc`},
@@ -39,7 +39,7 @@ func TestProtects(t *testing.T) {
 		// Domains.
 		{"", "break-glass@corp.example", true}, {"", "break-glass@a@b", true}, {"", `CORP\break-glass`, true}, {"", `a\b\Break-Glass`, true},
 		{"", `CORP\break-glass@corp.example`, true}, {"", "break-glass\uff20corp.example", true}, {"", "CORP\uff3cbreak-glass", true},
-		{"", "break-glass @corp.example", true}, {"", "@corp.example", false}, {"", `CORP\`, false}, {"", "someone@break-glass", false},
+		{"", "break-glass @corp.example", true}, {"", "@corp.example", false}, {"", "@ODD", true}, {"", "@odd@corp.example", true}, {"", `CORP\`, false}, {"", "someone@break-glass", false},
 		{"", `break-glass\someone`, false}, {"", "vault", true}, {"", "vault@other.example", true}, {"", "ops", true}, {"", `X\ops`, true},
 		{"", "ops@corp.example", true}, {"", "dev@corp.example", false},
 		// Distinguished names: the values of the first part, whatever its escapes.
