@@ -683,6 +683,6 @@ func opaque(sel adapters.Selector, all []adapters.Session) bool {
 	idp := adapters.Provider{Type: MethodIdp}
 	return hidden(sel, all) && slices.ContainsFunc(sel.UserScopes(), func(s adapters.UserScope) bool {
 		listed := slices.ContainsFunc(all, func(x adapters.Session) bool { return x.Provider == idp && x.Username == s.Name })
-		return (s.Anywhere || slices.Contains(s.At, idp)) && !(listed && uuid.MatchString(s.Name))
+		return (s.Anywhere || slices.Contains(s.At, idp)) && (!listed || !uuid.MatchString(s.Name))
 	})
 }
