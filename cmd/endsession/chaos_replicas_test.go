@@ -311,7 +311,8 @@ func (k *replicaRound) learn(target string, h http.Handler) http.Handler {
 
 // owned checks, before a request that could end sessions takes effect, that its sender holds the lease on the run: by the
 // database, which is the only one to know. A replica that was frozen between its own look and the sending may be late by
-// that one request of each run; a cancellation by another replica takes a moment to be heard of.
+// that one request of each run; a cancellation by another replica takes a moment to be heard of; and a request that left
+// right before its run expired may arrive when its sender has given up.
 func (k *replicaRound) owned(u *underWay) {
 	if u.sender < 0 || u.person < 0 {
 		k.broken("%s was sent a request that changes something by replica %d for person %d", u.target, u.sender, u.person)
@@ -323,19 +324,20 @@ func (k *replicaRound) owned(u *underWay) {
 	k.mu.Unlock()
 	ctx, cancel := context.WithTimeout(k.t.Context(), time.Second)
 	defer cancel()
-	var held, cancelled int
+	var held, over int
 	var of string
 	err := k.pool.QueryRow(ctx, `SELECT count(*) FILTER (WHERE r.lease_owner = ANY ($3) AND r.lease_until > clock_timestamp()),
-  count(*) FILTER (WHERE r.state = 'CANCELLED' AND r.complete_time > clock_timestamp() - interval '3 s'),
+  count(*) FILTER (WHERE r.state = 'CANCELLED' AND r.complete_time > clock_timestamp() - interval '3 s'
+    OR r.lease_owner IS NULL AND r.expire_time BETWEEN clock_timestamp() - interval '3 s' AND clock_timestamp()),
   string_agg(concat_ws(' ', r.state, r.lease_owner, r.lease_until - clock_timestamp()), ', ')
 FROM runs AS r JOIN invalidations AS i ON i.id = r.invalidation_id WHERE r.target = $1 AND i.user_id = $2`,
-		u.target, killPerson(u.person), owners).Scan(&held, &cancelled, &of)
+		u.target, killPerson(u.person), owners).Scan(&held, &over, &of)
 	if err != nil {
 		k.count("leases that could not be looked up: the database was away")
 		return
 	}
 	k.count("leases looked up when a kill arrived")
-	if held > 0 || cancelled > 0 {
+	if held > 0 || over > 0 {
 		return
 	}
 	k.mu.Lock()
