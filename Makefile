@@ -20,7 +20,7 @@ FUZZTIME ?= 30s
 # How long the fault campaign is, and the seed to begin with (empty: a fresh one). MINUTES, if given, ends each part early.
 SCHEDULES ?= 2000
 KILLS ?= 100
-REPLICAS ?= 24
+REPLICAS ?= 20
 SEED ?=
 MINUTES ?=
 # What `make breaking` compares the contract with.
@@ -128,7 +128,7 @@ vuln: ## look the dependencies up in the Go vulnerability database
 
 # The test binary runs by itself, so that what it counts is seen while it runs.
 .PHONY: chaos
-chaos: ## random faults, crashes and kills (SCHEDULES=2000 KILLS=100 REPLICAS=24 SEED= MINUTES=)
+chaos: ## random faults, crashes and kills (SCHEDULES=2000 KILLS=100 REPLICAS=20 SEED= MINUTES=)
 	@echo "==> chaos: $(SCHEDULES) schedules in virtual time, $(KILLS) kills of real processes, $(REPLICAS) rounds with replicas on"
 	@echo "    PostgreSQL; see docs/reliability.md"
 	tmp=$$(mktemp -d)

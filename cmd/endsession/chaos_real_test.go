@@ -61,8 +61,8 @@ type realRound struct {
 	people   []seeded
 	nth      map[string]int // requests so far, by target
 	under    map[*underWay]bool
-	most     map[string]int
-	sent     []*underWay // those that could end sessions
+	crowds   map[string][][]*underWay // more requests at once than the limit, by target
+	sent     []*underWay              // those that could end sessions
 	answers  map[string]string
 	views    map[string]string // the final states that somebody was shown, by run
 	revision map[string]int64
@@ -85,6 +85,8 @@ type underWay struct {
 	// late says that its sender was frozen when it was about to be sent; excess that it was under way when its sender had
 	// been frozen for a lease.
 	late, excess bool
+	// abandoned says that its sender had given up, or died, when it was over.
+	abandoned bool
 }
 
 // senderKey is where a request's context has its sender.
@@ -93,7 +95,7 @@ type senderKey struct{}
 func newRealRound(t *testing.T, seed uint64, people int) *realRound {
 	k := &realRound{t: t, seed: seed, report: &tally{counts: map[string]int{}}, limits: map[string]int{},
 		longest: 400 * time.Millisecond, retryFor: [2]time.Duration{2 * time.Second, 15 * time.Second},
-		nth: map[string]int{}, under: map[*underWay]bool{}, most: map[string]int{}, answers: map[string]string{},
+		nth: map[string]int{}, under: map[*underWay]bool{}, crowds: map[string][][]*underWay{}, answers: map[string]string{},
 		views: map[string]string{}, revision: map[string]int64{},
 		from:   func(_ string, _ *http.Request, body []byte) (int, []byte) { return 0, body },
 		counts: func(*underWay) bool { return true }, journalTime: func(at time.Time) time.Time { return at },
@@ -380,7 +382,7 @@ func (k *realRound) wrap(target string, h http.Handler) http.Handler {
 			k.check(u)
 		}
 		k.enter(u)
-		defer k.leave(u)
+		defer func() { k.leave(u, r.Context().Err() != nil) }()
 		if roll, which, wait := d.Float64(), d.IntN(16), span(d, 0, k.longest); roll < 0.3 && !k.calm.Load() {
 			k.fault(which, wait, w, r, h)
 			return
@@ -395,20 +397,38 @@ func (k *realRound) enter(u *underWay) {
 		k.enters(u)
 	}
 	k.under[u] = true
-	n := 0
+	var crowd []*underWay
 	for x := range k.under {
 		if x.target == u.target && k.counts(x) {
-			n++
+			crowd = append(crowd, x)
 		}
 	}
-	k.most[u.target] = max(k.most[u.target], n)
+	if len(crowd) > k.limits[u.target] {
+		k.crowds[u.target] = append(k.crowds[u.target], crowd)
+	}
 	k.mu.Unlock()
 }
 
-func (k *realRound) leave(u *underWay) {
+func (k *realRound) leave(u *underWay, abandoned bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	u.abandoned = abandoned
 	delete(k.under, u)
+}
+
+// most returns how many requests a target has seen at once, if more than its limit; those that their senders had given up
+// do not count: a target may go on with them, and nobody can know.
+func (k *realRound) most(target string) (most int) {
+	for _, crowd := range k.crowds[target] {
+		n := 0
+		for _, u := range crowd {
+			if !u.abandoned {
+				n++
+			}
+		}
+		most = max(most, n)
+	}
+	return most
 }
 
 // personName is how a person is named in a request: whole, not as a part of another's name.
@@ -561,7 +581,7 @@ func (k *realRound) judge(invs []invalidation.Invalidation, lied bool) {
 				k.broken("%s: the sessions of %q ended, for which nobody had asked", target, name)
 			}
 		}
-		if most := k.most[target]; most > k.limits[target] {
+		if most := k.most(target); most > k.limits[target] {
 			k.broken("%s saw %d requests at once, but its limit is %d", target, most, k.limits[target])
 		}
 	}
