@@ -10,6 +10,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"iter"
 	"math/big"
@@ -394,6 +395,9 @@ func TestCausesAreLoggedOnce(t *testing.T) {
 		{"Panic", func() error { panic("the cause") }, codes.Internal},
 		{"JournalDown", func() error {
 			return &invalidation.CallError{Code: invalidation.Unavailable, Message: "no", Err: errors.New("the cause")}
+		}, codes.Unavailable},
+		{"JournalOutOfTime", func() error {
+			return fmt.Errorf("%w: the cause: %w", invalidation.ErrUnavailable, context.DeadlineExceeded)
 		}, codes.Unavailable},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -122,8 +122,12 @@ func statusOf(ctx context.Context, log *slog.Logger, method string, err error) *
 		if ctx.Err() != nil && (errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)) {
 			return status.FromContextError(ctx.Err())
 		}
-		log.ErrorContext(ctx, "call failed", "method", method, "error", err)
-		return internal()
+		if !errors.Is(err, invalidation.ErrUnavailable) {
+			log.ErrorContext(ctx, "call failed", "method", method, "error", err)
+			return internal()
+		}
+		// The journal ran into a time limit of its own, not into the caller's.
+		call = &invalidation.CallError{Code: invalidation.Unavailable, Message: "the journal is not available", Err: err}
 	}
 	known, ok := callCodes[call.Code]
 	if !ok {

@@ -19,6 +19,7 @@ import (
 	"github.com/endsession/endsession/server/store/postgres/pgtest"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 var helpdesk = invalidation.Caller{Kind: "api_key", Name: "helpdesk"}
@@ -440,6 +441,32 @@ func TestBrokenConnectionsAreGivenUpTogether(t *testing.T) {
 	if failed > 1 {
 		t.Errorf("%d of 20 calls failed, want one at most", failed)
 	}
+}
+
+// What is told to whoever comes while nobody may connect is no failure to connect: it is not taken for a new one, which would
+// postpone the next attempt.
+func TestWaitingToConnectIsNoFailure(t *testing.T) {
+	t.Parallel()
+	c := pgtest.Shared(t)
+	p := pgtest.NewProxy(t, c.Addr())
+	s := openWith(t, postgres.Options{DSN: c.DSNAt(p.Addr(), c.Schema(t)), Timeout: 3 * time.Second})
+	cut := func([]byte) pgtest.Verdict { return pgtest.Cut }
+	p.Hook(cut, cut)
+	p.Break()
+	eventually(t, "somebody is told to wait", func() bool {
+		_, err := s.Now(t.Context())
+		if !errors.Is(err, invalidation.ErrUnavailable) {
+			t.Fatalf("without a server: %v", err)
+		}
+		if !strings.Contains(err.Error(), "waiting before connecting again") {
+			return false
+		}
+		var refusal *pgconn.ConnectError
+		if errors.As(err, &refusal) {
+			t.Errorf("told to wait, as if it had tried: %v", err)
+		}
+		return true
+	})
 }
 
 // TestKilledServer kills the server under load and starts it again, some times. What was accepted is there, what was refused

@@ -193,7 +193,8 @@ func (g *gate) pass() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if time.Now().Before(g.until) {
-		return fmt.Errorf("waiting before connecting again, after: %w", g.err)
+		// Not wrapped: what became of another's attempt, its deadline perhaps, is not this one's error, nor a new failure.
+		return errors.New("waiting before connecting again, after: " + g.err.Error())
 	}
 	return nil
 }
