@@ -21,7 +21,7 @@ const (
 	// killPeople are enough that the callers never run out of them.
 	killPeople = 220
 	// killCallers call at once.
-	killCallers = 4
+	killCallers = 12
 )
 
 // TestChaosKills kills real processes with SIGKILL at random moments while calls stream in, and starts others on the
