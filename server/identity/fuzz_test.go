@@ -48,6 +48,92 @@ func FuzzUsername(f *testing.F) {
 	})
 }
 
+// FuzzResolve: whoever is asked for, by whatever letters, the resolved selector matches the sessions under the names that
+// follow from these letters and from what the directory has under exactly this id, and no session under a name that only
+// looks like one of them.
+func FuzzResolve(f *testing.F) {
+	for _, s := range []string{
+		"alice", "Alice", " alice", "alice ", "*", "a*", `"alice"`, "a'b", "a/b", `a\\b`, "a,ou=x", "a\x00b", "a\nb", "\u202ealice", "zoe\u0308", "zoë", "аlice",
+		"ａlice", strings.Repeat("x", 1000), "K", "ſ", "\ufeffalice", "user.id",
+	} {
+		f.Add(s, "", "", false)
+		f.Add("alice", s, "", true)
+		f.Add(s, s+"@corp.example", s, false)
+	}
+	directory, err := identity.ParseFile("d.yaml", []byte("users: [{id: alice, email: alice@corp.example}, {id: 'zoë', attributes: {uid: z1}}]\ngroups: {staff: [alice]}\n"))
+	if err != nil {
+		f.Fatal(err)
+	}
+	known := map[string][2]string{"alice": {"alice@corp.example", ""}, "zoë": {"", "z1"}}
+	r, err := identity.New(identity.Options{Directory: directory, Targets: []identity.Target{{
+		Name: "a", Type: kibana, Usernames: []identity.Username{
+			{Name: `has(user.email) ? [user.id, user.email] : [user.id]`}, {Name: `"uid" in user.attributes ? "u:" + user.attributes.uid : "-" + user.id`},
+		},
+		Groups: map[string]identity.Group{"staff": {Directory: "staff"}},
+	}}})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, id, email, uid string, inGroup bool) {
+		if id == "" || !utf8.ValidString(id) || !utf8.ValidString(email) || !utf8.ValidString(uid) || len(id)+len(email)+len(uid) > 3000 {
+			return // refused before it gets here
+		}
+		u := &invalidation.User{ID: id, Email: email}
+		if uid != "" {
+			u.Attributes = map[string]string{"uid": uid}
+		}
+		sel := invalidation.Selector{User: u}
+		if inGroup {
+			sel.Group = "staff"
+		}
+		res, err := r.Resolve(t.Context(), "a", sel)
+		var e *invalidation.ResolveError
+		if err != nil && !errors.As(err, &e) {
+			t.Fatal(err)
+		}
+		has := known[id]
+		if e != nil {
+			if e.Reason == adapters.ReasonAmbiguousIdentity && (email == "" || email == has[0]) && (uid == "" || uid == has[1]) {
+				t.Fatalf("ambiguous although nothing differs: %v", err)
+			}
+			return // sent nowhere
+		}
+		if res.Nothing {
+			if id == "alice" {
+				t.Fatal("alice is a member")
+			}
+			return
+		}
+		if inGroup && id != "alice" {
+			t.Fatalf("%q was taken for a member", id)
+		}
+		if has[0] != "" && email != "" && email != has[0] || has[1] != "" && uid != "" && uid != has[1] {
+			t.Fatalf("the directory says otherwise: %+v", res.Selector)
+		}
+		first := func(a, b string) string {
+			if a != "" {
+				return a
+			}
+			return b
+		}
+		email, uid = first(has[0], email), first(has[1], uid)
+		want := map[string]bool{id: true, "-" + id: uid == "", "u:" + uid: uid != ""}
+		if email != "" {
+			want[email] = true
+		}
+		for _, name := range []string{id, email, uid, "-" + id, "u:" + uid} {
+			for _, near := range []string{
+				name, strings.ToUpper(name), strings.ToLower(name), strings.TrimSpace(name), name + " ", " " + name, name + "\x00", "*", "", `"` + name + `"`,
+				strings.ReplaceAll(name, "ë", "e\u0308"), strings.ReplaceAll(name, "e\u0308", "ë"), strings.TrimRight(name, name[max(len(name)-1, 0):]),
+			} {
+				if got := res.Selector.Match(adapters.Session{Username: near}); got != want[near] {
+					t.Fatalf("id %q email %q uid %q: the session of %q is matched: %v, want %v; %+v", id, email, uid, near, got, want[near], res.Selector)
+				}
+			}
+		}
+	})
+}
+
 // FuzzLDAPDN: no id changes the structure of the name it is put into.
 func FuzzLDAPDN(f *testing.F) {
 	for _, s := range []string{

@@ -285,6 +285,7 @@ func TestUsernames(t *testing.T) {
 		{`user.attributes.long`, &invalidation.User{ID: "a", Attributes: map[string]string{"long": "\xff"}}, nil},
 		{`user.attributes.uid + "\x00x"`, alice, nil},
 		// It costs too much.
+		{`user.id.lowerAscii()` + strings.Repeat(`.replace("a", "`+strings.Repeat("a", 60)+`")`, 4) + `.size() > 0 ? "a" : "b"`, alice, nil},
 		{`"` + strings.Repeat("x", 1000) + `".split("").map(x, "` + strings.Repeat("x", 1000) + `".split("").map(y, y).size()).size() > 1 ? "a" : "b"`, alice, nil},
 	} {
 		t.Run(x.expression[:min(len(x.expression), 60)], func(t *testing.T) {
@@ -301,6 +302,74 @@ func TestUsernames(t *testing.T) {
 				t.Errorf("got %s, want NO_IDENTITY", text(res, err))
 			}
 		})
+	}
+}
+
+// people in a directory may have several values of an attribute; which is meant is not guessed.
+type crowd struct {
+	broken
+	people map[string]identity.Person
+}
+
+func (c crowd) Person(_ context.Context, id string) (identity.Person, bool, error) {
+	p, ok := c.people[id]
+	return p, ok, nil
+}
+
+func TestSeveralValues(t *testing.T) {
+	directory := crowd{people: map[string]identity.Person{
+		"alice": {ID: "alice", Emails: []string{"a@x", "b@x"}, Attributes: map[string]string{"uid": "a17"}, Several: map[string][]string{"dept": {"7", "8"}}},
+		"bob":   {ID: "bob", Email: "bob@x", Attributes: map[string]string{"dept": "7"}},
+		"CAROL": {ID: "carol"}, // the operator ignores case
+	}}
+	const ambiguous = "failed AMBIGUOUS_IDENTITY: the user has no name at the target: usernames[0] needs an attribute or the e-mail address, of which"
+	for _, x := range []struct {
+		expression string
+		user       *invalidation.User
+		want       string // names, or the beginning of the failure
+	}{
+		{`user.id`, user("alice"), "alice"},
+		{`user.id`, user("CAROL"), "carol"},
+		{`user.email`, user("bob"), "bob@x"},
+		{`user.email`, user("alice"), ambiguous},
+		{`has(user.email) ? user.email : user.id`, user("alice"), ambiguous},
+		{`user.emails`, user("alice"), "a@x b@x"},
+		{`user.emails`, user("bob"), "bob@x"},
+		{`user.emails`, user("CAROL"), "failed NO_IDENTITY"},
+		{`has(user.emails) ? user.emails : [user.id]`, user("CAROL"), "carol"},
+		{`user.attributes.uid`, user("alice"), "a17"},
+		{`user.attributes.dept`, user("bob"), "7"},
+		{`user.attributes.dept`, user("alice"), ambiguous},
+		{`has(user.attributes.dept) ? user.attributes.dept : user.id`, user("alice"), ambiguous},
+		{`"dept" in user.attributes ? "yes" : "no"`, user("alice"), ambiguous},
+		{`user.attributes.map(k, user.attributes[k])`, user("alice"), ambiguous},
+		{`has(user.attributes) ? user.attributes["dept"] : user.id`, user("alice"), ambiguous},
+		{`user.values.dept`, user("alice"), "7 8"},
+		{`user.values.dept.map(d, d + "-" + user.id)`, user("alice"), "7-alice 8-alice"},
+		{`user.values.uid`, user("alice"), "a17"},
+		{`user.values.dept`, user("bob"), "7"},
+		{`user.values.uid`, user("bob"), "failed NO_IDENTITY"},
+		// The caller says which, and the directory knows it.
+		{`user.email`, &invalidation.User{ID: "alice", Email: "b@x"}, "b@x"},
+		{`user.email`, &invalidation.User{ID: "alice", Email: "c@x"}, "failed AMBIGUOUS_IDENTITY: the directory has another e-mail"},
+		{`user.attributes.dept`, &invalidation.User{ID: "alice", Attributes: map[string]string{"dept": "8"}}, "8"},
+		{`user.values.dept`, &invalidation.User{ID: "alice", Attributes: map[string]string{"dept": "8"}}, "7 8"},
+		{`user.id`, &invalidation.User{ID: "alice", Attributes: map[string]string{"dept": "9"}}, `failed AMBIGUOUS_IDENTITY: the directory has another value for the user's attribute "dept"`},
+		{`user.attributes.city`, &invalidation.User{ID: "alice", Attributes: map[string]string{"city": "Bonn"}}, "Bonn"},
+	} {
+		r := newResolver(t, identity.Options{Directory: directory, Targets: []identity.Target{{Name: "a", Type: apm, Usernames: []identity.Username{{Name: x.expression}}}}})
+		res, err := r.Resolve(t.Context(), "a", invalidation.Selector{User: x.user})
+		var names []string
+		for _, u := range res.Selector.Users {
+			names = append(names, u.Name)
+		}
+		got := strings.Join(names, " ")
+		if err != nil {
+			got = text(res, err)
+		}
+		if got != x.want && (err == nil || !strings.HasPrefix(got, x.want)) {
+			t.Errorf("%s of %s: got %s, want %s", x.expression, x.user.ID, got, x.want)
+		}
 	}
 }
 
@@ -402,6 +471,9 @@ func TestDirectoryErrors(t *testing.T) {
 		{context.DeadlineExceeded, "retryable DIRECTORY_UNAVAILABLE: the directory does not answer"},
 		{fmt.Errorf("search: %w", identity.ErrUnknownGroup), "failed UNKNOWN_GROUP: the directory does not know the group"},
 		{fmt.Errorf("search: %w", identity.ErrAmbiguous), "failed AMBIGUOUS_IDENTITY: more than one entry of the directory fits the user"},
+		{identity.ErrAmbiguousGroup, "failed UNKNOWN_GROUP: more than one group of the directory has the group's name"},
+		{identity.ErrUnknownMember, "failed NO_IDENTITY: the directory does not know who one of the group's members is"},
+		{identity.ErrTooDeep, "failed TOO_MANY_MEMBERS: groups within the group are nested more deeply than the directory may be searched"},
 	} {
 		o := options(t)
 		o.Directory = broken{x.err}

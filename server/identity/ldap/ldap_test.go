@@ -203,6 +203,7 @@ func TestMembersAndIsMember(t *testing.T) {
 	}
 	byName := func(g *ldap.Group) { g.Name = "cn" }
 	flatOnly := func(g *ldap.Group) { g.Nested = 0 }
+	twoLevels := func(g *ldap.Group) { g.Nested = 2 }
 	member, named, unnested := style(ldap.Member), style(ldap.Member, byName), style(ldap.Member, flatOnly)
 	uniqueMember, memberUID, memberOf := style(ldap.UniqueMember), style(ldap.MemberUID), style(ldap.MemberOf)
 	uids := func(n int) (list []string) {
@@ -224,6 +225,7 @@ func TestMembersAndIsMember(t *testing.T) {
 		{"NameInAnotherCase", member, "CN=Flat," + groups, 10, []string{"alice", "bob"}, nil, nil},
 		{"Nested", member, groupDN("outer"), 10, []string{"alice", "bob", "carol"}, nil, []string{"dave"}},
 		{"NestedWithinTheLoop", member, groupDN("inner"), 10, []string{"alice", "bob", "carol"}, nil, nil},
+		{"NestedToTheBoundWithTheLoop", style(ldap.Member, twoLevels), groupDN("outer"), 10, []string{"alice", "bob", "carol"}, nil, []string{"dave"}},
 		{"NotNested", unnested, groupDN("outer"), 10, []string{"alice"}, nil, []string{"bob", "carol"}},
 		{"TooDeep", member, groupDN("d0"), 10, nil, identity.ErrTooDeep, nil},
 		{"Limit", member, groupDN("outer"), 2, []string{"alice", "bob"}, nil, nil},
