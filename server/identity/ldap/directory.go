@@ -98,7 +98,7 @@ const (
 	// questionTimeout bounds a question, all its requests and failovers together.
 	questionTimeout = time.Minute
 	// maxAnswer bounds the bytes that a server may send in answer to a question.
-	maxAnswer = 64 << 20
+	maxAnswer = 16 << 20
 )
 
 // Directory asks LDAP servers. It is safe for concurrent use.
