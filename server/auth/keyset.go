@@ -1,6 +1,7 @@
 package auth
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -341,23 +342,17 @@ func (b bounded) RoundTrip(req *http.Request) (*http.Response, error) {
 		_ = resp.Body.Close()
 		return nil, statusError(resp.StatusCode)
 	}
-	resp.Body = &limited{ReadCloser: resp.Body, left: maxDocument}
-	return resp, nil
-}
-
-// limited is a body that ends in an error when it is too long.
-type limited struct {
-	io.ReadCloser
-	left int
-}
-
-// Read reads no more than what is left.
-func (l *limited) Read(p []byte) (int, error) {
-	n, err := l.ReadCloser.Read(p[:min(len(p), l.left+1)])
-	if l.left -= n; l.left < 0 {
-		return 0, errTooLong
+	// Read here: go-oidc would keep only the text of an error from the body.
+	defer func() { _ = resp.Body.Close() }()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxDocument+1))
+	switch {
+	case err != nil:
+		return nil, err
+	case len(body) > maxDocument:
+		return nil, errTooLong
 	}
-	return n, err
+	resp.Body = io.NopCloser(bytes.NewReader(body))
+	return resp, nil
 }
 
 // plainly keeps of an error what cannot hold a part of the issuer's answer.

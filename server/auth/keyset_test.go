@@ -220,6 +220,7 @@ func TestWhatIssuersMayNotAnswer(t *testing.T) {
 	z := gzip.NewWriter(&bomb)
 	_, _ = z.Write(bytes.Repeat([]byte(" "), 64<<20))
 	_ = z.Close()
+	elsewhere := provider(t, issuerURL)
 	for name, answer := range map[string]http.HandlerFunc{
 		"OtherIssuer": document(`{"issuer": "https://evil.example/%s", "jwks_uri": "https://idp.example/keys"}`, canary),
 		"NoIssuer":    document(`{"jwks_uri": "https://idp.example/keys"}`),
@@ -234,7 +235,11 @@ func TestWhatIssuersMayNotAnswer(t *testing.T) {
 			_, _ = w.Write(bomb.Bytes())
 		},
 		"Redirect": func(w http.ResponseWriter, r *http.Request) {
-			http.Redirect(w, r, "https://evil.example/"+canary, http.StatusFound)
+			if r.Host == "evil.example" {
+				elsewhere.ServeHTTP(w, r)
+				return
+			}
+			http.Redirect(w, r, "https://evil.example"+r.URL.Path, http.StatusFound)
 		},
 		"Error": down,
 		// All keys that there are: too weak, symmetric, for encryption, private, broken.
@@ -266,6 +271,9 @@ func TestWhatIssuersMayNotAnswer(t *testing.T) {
 				a := authenticator(t, auth.Options{Issuers: []auth.Issuer{i}, Logger: slog.New(slog.NewTextHandler(&log, nil))})
 				if retry(t, a, token(t, p, authtest.Client{Subject: "svc"})) == 0 {
 					t.Error("a token was judged")
+				}
+				if long := name == "Long" || name == "Bomb"; long != strings.Contains(log.String(), "too long") {
+					t.Errorf("the log says:\n%s", &log)
 				}
 				if strings.Contains(log.String(), canary) || !strings.Contains(log.String(), "cannot be fetched") {
 					t.Errorf("the log says:\n%s", &log)

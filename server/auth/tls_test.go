@@ -160,6 +160,10 @@ func TestCertificatesFollowTheirFiles(t *testing.T) {
 			t.Errorf("the new authority is not trusted: %v", err)
 		}
 
+		if n := strings.Count(log.String(), "were read again"); n != 2 {
+			t.Errorf("the files changed twice for the better, and were taken over %d times", n)
+		}
+
 		// The connection from the beginning has seen it all.
 		if _, err := open.Write([]byte("still here")); err != nil {
 			t.Fatal(err)

@@ -358,7 +358,8 @@ func checkIssuer(issuer string) error {
 		return errors.New("want a URL without user, query and fragment")
 	}
 	ip := net.ParseIP(u.Hostname())
-	if u.Scheme != "https" && (u.Scheme != "http" || u.Hostname() != "localhost" && !(ip != nil && ip.IsLoopback())) {
+	within := u.Hostname() == "localhost" || ip != nil && ip.IsLoopback()
+	if u.Scheme != "https" && (u.Scheme != "http" || !within) {
 		return errors.New("want https (http only within this machine): whoever can change what comes from there can be any caller")
 	}
 	return nil

@@ -298,6 +298,8 @@ func (c registered) DevMode() bool                        { return false }
 func (c registered) IsScopeAllowed(string) bool           { return false }
 func (c registered) IDTokenUserinfoClaimsAssertion() bool { return false }
 func (c registered) ClockSkew() time.Duration             { return 0 }
+
+//nolint:staticcheck // the provider's library spells it so
 func (c registered) RestrictAdditionalIdTokenScopes() func([]string) []string {
 	return func(scopes []string) []string { return scopes }
 }
