@@ -101,8 +101,13 @@ type Store interface {
 	// Audit appends events that change nothing else: previews, denials.
 	Audit(ctx context.Context, events []Event) error
 
-	// Prune removes up to limit invalidations that completed before the given time, with their runs. Audit events stay.
+	// Prune removes up to limit invalidations that completed before the given time, with their runs. Audit events stay until PruneAudit.
 	Prune(ctx context.Context, before time.Time, limit int) (removed int, err error)
+
+	// PruneAudit removes up to limit audit events that happened before the given time, from the beginnings of their chains,
+	// and leaves checkpoints that stand for them. A chain that is not what was written is left as it is, and is an error;
+	// others are still pruned.
+	PruneAudit(ctx context.Context, before time.Time, limit int) (removed int, err error)
 
 	// AcquireSlots takes up to want of a target's slots that nobody holds, or whose lease has ended, for length. A slot is
 	// the right to one of the things that may be under way at a target at once, among all processes that share the journal.

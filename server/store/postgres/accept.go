@@ -51,8 +51,7 @@ type acceptance struct {
 	invalidation.Acceptance
 	inv   invalidation.Invalidation // as it will be, but for the database's clock
 	start []bool                    // by run
-	args  []any                     // without the trail
-	log   events
+	args  []any                     // without the events
 }
 
 // Accept journals a new invalidation. If the answer is lost, it looks for it.
@@ -147,7 +146,7 @@ func prepareAcceptance(a invalidation.Acceptance) (*acceptance, error) {
 		e.json(inv.Call.Selector, true), e.json(call, true), keys, values, e.text(p.Owner), p.LeaseLength}
 	p.args = append(p.args, e.runs(inv.Runs, p.start)...)
 	p.args = append(p.args, e.json(inv.Caller.Facts, inv.Caller.Facts != nil))
-	p.log = e.events(a.Events)
+	e.events(a.Events)
 	return p, e.err
 }
 
@@ -175,8 +174,11 @@ func (e *encoder) runs(runs []invalidation.Run, start []bool) []any {
 }
 
 func (p *acceptance) accept(ctx context.Context, t *tx) (invalidation.Invalidation, bool, []invalidation.Lease, error) {
-	args := append(slices.Clone(p.args), t.trail.chain, t.trail.seq)
-	args = append(args, p.log.args()...)
+	log, err := t.audit(p.Events)
+	if err != nil {
+		return invalidation.Invalidation{}, false, nil, err
+	}
+	args := append(slices.Clone(p.args), log...)
 	for {
 		var now, until time.Time
 		err := t.QueryRow(ctx, acceptInvalidation, args...).Scan(&now, &until)

@@ -36,8 +36,6 @@ DELETE FROM invalidations WHERE id = ANY (ARRAY(SELECT id FROM i))`
 )
 
 var (
-	appendEvents = insertEvents(1, "")
-
 	pauseTarget = `WITH pause AS (
   ` + upsertPause + `
 ) ` + insertEvents(6, "")
@@ -53,7 +51,7 @@ var (
 // round trips: read with locks, then write and commit.
 func (s *Store) Cancel(ctx context.Context, id string, at time.Time, events []invalidation.Event) (invalidation.Invalidation, error) {
 	e := &encoder{}
-	log := e.events(events).args()
+	e.events(events)
 	err := e.err
 	if err == nil && !storable(id) {
 		err = invalidation.ErrNotFound
@@ -61,7 +59,7 @@ func (s *Store) Cancel(ctx context.Context, id string, at time.Time, events []in
 	var inv invalidation.Invalidation
 	if err == nil {
 		err = s.change(ctx, func(ctx context.Context, t *tx) (err error) {
-			inv, err = cancel(ctx, t, id, at, log)
+			inv, err = cancel(ctx, t, id, at, events)
 			t.appended = len(events)
 			return err
 		})
@@ -75,7 +73,7 @@ func (s *Store) Cancel(ctx context.Context, id string, at time.Time, events []in
 	return inv, nil
 }
 
-func cancel(ctx context.Context, t *tx, id string, at time.Time, log []any) (inv invalidation.Invalidation, err error) {
+func cancel(ctx context.Context, t *tx, id string, at time.Time, events []invalidation.Event) (inv invalidation.Invalidation, err error) {
 	t.mayCommit = false
 	b := &pgx.Batch{}
 	b.Queue(`BEGIN`)
@@ -114,9 +112,12 @@ func cancel(ctx context.Context, t *tx, id string, at time.Time, log []any) (inv
 		inv.Revision++
 		inv.State = invalidation.StateOf(states, inv.Call.AllowUnsupported)
 		b.Queue(finishInvalidation, id, inv.Revision, string(inv.State), inv.CompleteTime)
-		b.Queue(appendEvents, append([]any{t.trail.chain, t.trail.seq}, log...)...)
+		var log []any
+		if log, err = t.audit(events); err == nil {
+			err = e.err
+		}
+		b.Queue(appendEvents, log...)
 		b.Queue(`COMMIT`)
-		err = e.err
 	}
 	if err == nil {
 		t.mayCommit = true
@@ -136,11 +137,15 @@ func cancel(ctx context.Context, t *tx, id string, at time.Time, log []any) (inv
 func (s *Store) Pause(ctx context.Context, p invalidation.Pause, events []invalidation.Event) error {
 	e := &encoder{}
 	args := []any{e.text(p.Target), e.text(p.Caller.Kind), e.text(p.Caller.Name), e.text(p.Reason), moment(p.Time)}
-	log := e.events(events).args()
+	e.events(events)
 	err := e.err
 	if err == nil {
 		err = s.change(ctx, func(ctx context.Context, t *tx) error {
-			_, err := t.Exec(ctx, pauseTarget, append(append(args[:len(args):len(args)], t.trail.chain, t.trail.seq), log...)...)
+			log, err := t.audit(events)
+			if err != nil {
+				return err
+			}
+			_, err = t.Exec(ctx, pauseTarget, append(args[:len(args):len(args)], log...)...)
 			t.appended = len(events)
 			t.touch("")
 			return err
@@ -156,12 +161,16 @@ func (s *Store) Pause(ctx context.Context, p invalidation.Pause, events []invali
 func (s *Store) Resume(ctx context.Context, target string, events []invalidation.Event) error {
 	e := &encoder{}
 	e.text(target)
-	log := e.events(events).args()
+	e.events(events)
 	err := e.err
 	if err == nil {
 		err = s.change(ctx, func(ctx context.Context, t *tx) error {
+			log, err := t.audit(events)
+			if err != nil {
+				return err
+			}
 			var removed int
-			if err := t.QueryRow(ctx, resumeTarget, append([]any{target, t.trail.chain, t.trail.seq}, log...)...).Scan(&removed); err != nil {
+			if err := t.QueryRow(ctx, resumeTarget, append([]any{target}, log...)...).Scan(&removed); err != nil {
 				return err
 			}
 			t.appended = len(events)
@@ -173,27 +182,6 @@ func (s *Store) Resume(ctx context.Context, target string, events []invalidation
 	}
 	if err != nil {
 		return fmt.Errorf("resume target: %w", err)
-	}
-	return nil
-}
-
-// Audit appends events that change nothing else.
-func (s *Store) Audit(ctx context.Context, events []invalidation.Event) error {
-	if len(events) == 0 {
-		return nil
-	}
-	e := &encoder{}
-	log := e.events(events).args()
-	err := e.err
-	if err == nil {
-		err = s.change(ctx, func(ctx context.Context, t *tx) error {
-			_, err := t.Exec(ctx, appendEvents, append([]any{t.trail.chain, t.trail.seq}, log...)...)
-			t.appended = len(events)
-			return err
-		})
-	}
-	if err != nil {
-		return fmt.Errorf("audit: %w", err)
 	}
 	return nil
 }

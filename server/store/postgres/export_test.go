@@ -45,8 +45,11 @@ var Statements = map[string]struct {
 	"unfinished":        {selectUnfinished, ``},
 	"lock runs":         {lockRuns, `'a'`},
 	"prune":             {deleteCompleted, `'2020-01-01', 100`},
-	"record":            {recordRun, `'SUCCEEDED', false, 1, NULL, '2020-01-01', '2020-01-01', true, 1, false, NULL, false, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 'a', 0, 'me', 1, '{RUNNING}', 'c', 1, '{}', '{}', '{}', '{}', '{}', '{}', '{}'`},
+	"record":            {recordRun, `'SUCCEEDED', false, 1, NULL, '2020-01-01', '2020-01-01', true, 1, false, NULL, false, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 'a', 0, 'me', 1, '{RUNNING}', 'c', 1, '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}'`},
 	"lock invalidation": {lockInvalidation, `'a'`},
+	"tips":              {selectTips, ``},
+	"last link":         {selectLastLink, `'k'`},
+	"old chains":        {selectOldChains, `'2020-01-01'`},
 }
 
 // List is the query of a page.
@@ -54,3 +57,6 @@ func List(q invalidation.Query) (string, []any) { return list(q) }
 
 // StateOf is [invalidation.StateOf] in SQL; the counts are columns of i.
 var StateOf = stateOf("i.succeeded", "i.failed", "i.unsupported", "i.cancelled")
+
+// Link links the chains now.
+func (s *Store) Link(ctx context.Context) error { return s.link(ctx) }

@@ -27,6 +27,7 @@ type migration struct {
 const (
 	migrationLock int32 = 0x656e6473 // "ends"
 	presenceLock  int32 = 0x656e6474
+	pruneLock     int32 = 0x656e6475
 )
 
 // readMigrations reads NNNN_name.sql, numbered from 1 without gaps.
@@ -130,4 +131,20 @@ func currentSchema(ctx context.Context, c *pgx.Conn) (oid uint32, err error) {
 		return 0, errors.New("no schema of the search path exists")
 	}
 	return *found, nil
+}
+
+// current refuses a journal of another version of the schema.
+func current(ctx context.Context, c *pgx.Conn) error {
+	ms, err := readMigrations(migrationFiles)
+	if err != nil {
+		return err
+	}
+	version, err := schemaVersion(ctx, c)
+	switch {
+	case err != nil:
+		return err
+	case version != len(ms):
+		return fmt.Errorf("the journal's schema is version %d, this program reads %d: read it with the program that serves it", version, len(ms))
+	}
+	return nil
 }

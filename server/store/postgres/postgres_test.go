@@ -3,12 +3,12 @@ package postgres_test
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/endsession/endsession/adapters/secret"
+	"github.com/endsession/endsession/server/audit"
 	"github.com/endsession/endsession/server/invalidation"
 	"github.com/endsession/endsession/server/store/postgres"
 	"github.com/endsession/endsession/server/store/postgres/pgtest"
@@ -28,6 +28,20 @@ func TestLaws(t *testing.T) {
 		Reopen: func(t testing.TB, s invalidation.Store) invalidation.Store { return open(t, dsnOf(s)) },
 		Crash:  crash,
 		Events: events,
+		Trail:  trail,
+		Keyed: func(t testing.TB, s invalidation.Store, keys audit.Keys) invalidation.Store {
+			dsn := pgtest.Schema
+			if s != nil {
+				dsn = func(testing.TB) secret.String { return dsnOf(s) }
+			}
+			return openWith(t, postgres.Options{DSN: dsn(t), MaxConns: 6, Keys: keys})
+		},
+		Link: func(t testing.TB, s invalidation.Store) {
+			if err := s.(*postgres.Store).Link(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		},
+		Tamper: tamper,
 		Pass:   pass,
 		Lease:  2 * time.Second,
 	})
@@ -78,26 +92,20 @@ func pass(t testing.TB, d time.Duration) {
 	}
 }
 
-// events are in the order of their transactions, which is that of the transactions' numbers unless they overlapped. It also
-// checks that every chain is without gaps.
+// events are those that chains do not write about themselves, in the order of their transactions, which is that of the
+// transactions' numbers unless they overlapped. The trail is verified, too.
 func events(t testing.TB, s invalidation.Store) []invalidation.Event {
 	t.Helper()
+	storetest.Verify(t, trail(t, s), audit.Verification{})
 	c := connect(t, dsnOf(s))
-	rows, err := c.Query(context.Background(), `SELECT chain, seq, time, type, caller_kind, caller_name, coalesce(invalidation_id, ''), coalesce(target, ''), data
-FROM audit ORDER BY age(xmin) DESC, chain, seq`)
+	rows, err := c.Query(context.Background(), `SELECT time, type, caller_kind, caller_name, coalesce(invalidation_id, ''), coalesce(target, ''), data
+FROM audit WHERE type NOT LIKE 'chain.%' ORDER BY age(xmin) DESC, chain, seq`)
 	if err != nil {
 		t.Fatal(err)
 	}
-	last := map[string]int64{}
 	list, err := pgx.AppendRows([]invalidation.Event(nil), rows, func(r pgx.CollectableRow) (e invalidation.Event, err error) {
-		var chain string
-		var seq int64
 		var data []byte
-		err = r.Scan(&chain, &seq, &e.Time, &e.Type, &e.Caller.Kind, &e.Caller.Name, &e.InvalidationID, &e.Target, &data)
-		if seq != last[chain]+1 {
-			err = fmt.Errorf("event %d of chain %s comes after %d", seq, chain, last[chain])
-		}
-		last[chain] = seq
+		err = r.Scan(&e.Time, &e.Type, &e.Caller.Kind, &e.Caller.Name, &e.InvalidationID, &e.Target, &data)
 		e.Time = e.Time.UTC()
 		if data != nil {
 			e.Data = json.RawMessage(data)
@@ -108,4 +116,44 @@ FROM audit ORDER BY age(xmin) DESC, chain, seq`)
 		t.Fatal(err)
 	}
 	return list
+}
+
+// trail is the audit trail as it is now.
+func trail(t testing.TB, s invalidation.Store) audit.Journal {
+	t.Helper()
+	trail, err := postgres.OpenTrail(context.Background(), dsnOf(s))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return trail
+}
+
+// tamper goes round the schema as its owner can.
+func tamper(t testing.TB, s invalidation.Store, events []audit.Entry, checkpoints []audit.Checkpoint) {
+	t.Helper()
+	c := connect(t, dsnOf(s))
+	defer c.Close(context.Background())
+	text := func(s string) any {
+		if s == "" {
+			return nil
+		}
+		return s
+	}
+	b := &pgx.Batch{}
+	for _, sql := range []string{"BEGIN", "ALTER TABLE audit DISABLE TRIGGER USER", "ALTER TABLE audit_checkpoints DISABLE TRIGGER USER",
+		"ALTER TABLE audit DROP CONSTRAINT IF EXISTS audit_hashed", "DELETE FROM audit", "DELETE FROM audit_checkpoints"} {
+		b.Queue(sql)
+	}
+	for _, e := range events {
+		b.Queue("INSERT INTO audit (chain, seq, time, type, caller_kind, caller_name, invalidation_id, target, data, prev_hash, hash) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9::text::json, $10, $11)",
+			e.Chain, e.Seq, e.Time, e.Type, e.Caller.Kind, e.Caller.Name, text(e.InvalidationID), text(e.Target), text(string(e.Data)), e.PrevHash, e.Hash)
+	}
+	for _, c := range checkpoints {
+		b.Queue("INSERT INTO audit_checkpoints (chain, seq, hash, chain_key, time, key, mac) VALUES ($1, $2, $3, $4, $5, $6, $7)",
+			c.Chain, c.Seq, c.Hash[:], c.ChainKey, c.Time, c.Key, c.MAC[:])
+	}
+	b.Queue("COMMIT")
+	if err := c.SendBatch(context.Background(), b).Close(); err != nil {
+		t.Fatal(err)
+	}
 }

@@ -2,7 +2,6 @@ package postgres
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
@@ -23,9 +22,6 @@ FROM (SELECT target, count(*) AS runs, min(invalidation_id) AS oldest FROM runs 
 JOIN invalidations AS i ON i.id = u.oldest`
 
 	selectPauses = `SELECT target, caller_kind, caller_name, reason, time FROM target_pauses ORDER BY target`
-
-	selectEvents = `SELECT chain, seq, time, type, caller_kind, caller_name, coalesce(invalidation_id, ''), coalesce(target, ''), data, prev_hash, hash
-FROM audit WHERE (chain, seq) > ($1, $2) ORDER BY chain, seq LIMIT $3`
 )
 
 // load reads an invalidation with its runs.
@@ -183,37 +179,4 @@ func (s *Store) Pauses(ctx context.Context) (pauses []invalidation.Pause, err er
 		return nil, fmt.Errorf("read pauses: %w", err)
 	}
 	return pauses, nil
-}
-
-// Entry is an event in its place in the audit trail.
-type Entry struct {
-	// Chain is one connection of a process; Seq counts from 1 within it, without gaps.
-	Chain string
-	Seq   int64
-	invalidation.Event
-	PrevHash, Hash []byte
-}
-
-// Events returns up to limit audit events that come after the one at chain and seq; all of them after "" and 0. Events of
-// one chain are in the order of their transactions, and chains in the order of their connections' beginnings.
-func (s *Store) Events(ctx context.Context, chain string, seq int64, limit int) (entries []Entry, err error) {
-	if err := s.read(ctx, func(ctx context.Context, c *pgx.Conn) error {
-		rows, err := c.Query(ctx, selectEvents, chain, seq, limit)
-		if err != nil {
-			return err
-		}
-		entries, err = pgx.AppendRows([]Entry(nil), rows, func(r pgx.CollectableRow) (e Entry, err error) {
-			var data []byte
-			err = r.Scan(&e.Chain, &e.Seq, &e.Time, &e.Type, &e.Caller.Kind, &e.Caller.Name, &e.InvalidationID, &e.Target, &data, &e.PrevHash, &e.Hash)
-			e.Time = e.Time.UTC()
-			if data != nil {
-				e.Data = json.RawMessage(data)
-			}
-			return e, err
-		})
-		return err
-	}); err != nil {
-		return nil, fmt.Errorf("read audit events: %w", err)
-	}
-	return entries, nil
 }

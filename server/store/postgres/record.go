@@ -94,14 +94,18 @@ func (s *Store) record(ctx context.Context, l invalidation.Lease, run invalidati
 	e := &encoder{}
 	args := e.outcome(keep(run, time.Now())).args()
 	args = append(args, l.InvalidationID, l.Run, l.Owner, l.Token, origins[run.State])
-	log := e.events(events).args()
+	e.events(events)
 	if e.err != nil {
 		return head, e.err
 	}
 	err = s.change(ctx, func(ctx context.Context, t *tx) error {
 		var complete *time.Time
-		args := append(append(args[:len(args):len(args)], t.trail.chain, t.trail.seq), log...)
-		err := t.QueryRow(ctx, recordRun, args...).Scan(&head.State, &head.Revision, &complete)
+		log, err := t.audit(events)
+		if err != nil {
+			return err
+		}
+		args := append(args[:len(args):len(args)], log...)
+		err = t.QueryRow(ctx, recordRun, args...).Scan(&head.State, &head.Revision, &complete)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return refusal(ctx, t, l, run)
 		}

@@ -318,37 +318,3 @@ func (o outcome) args() []any {
 	return []any{o.state, o.open, o.attempts, o.next, o.start, o.complete, o.counted, o.count, o.minimum, o.verification, o.truncated,
 		o.operation, o.err, o.retry, o.resume, o.covered, o.warnings, o.sessions, o.runSelector, o.terms}
 }
-
-// events are audit events as arrays.
-type events struct {
-	times                 []time.Time
-	types, kinds, names   []string
-	ids, targets, details []*string
-}
-
-func (e *encoder) events(list []invalidation.Event) events {
-	var v events
-	for _, x := range list {
-		v.times = append(v.times, moment(x.Time))
-		v.types = append(v.types, e.text(x.Type))
-		v.kinds = append(v.kinds, e.text(x.Caller.Kind))
-		v.names = append(v.names, e.text(x.Caller.Name))
-		v.ids = append(v.ids, e.orNull(x.InvalidationID))
-		v.targets = append(v.targets, e.orNull(x.Target))
-		v.details = append(v.details, e.orNull(string(x.Data)))
-	}
-	return v
-}
-
-func (v events) args() []any {
-	return []any{v.times, v.types, v.kinds, v.names, v.ids, v.targets, v.details}
-}
-
-// insertEvents appends events.args, whose parameters begin at $n+2, to the chain $n after sequence number $n+1, once for
-// the row that from yields.
-func insertEvents(n int, from string) string {
-	return fmt.Sprintf(`INSERT INTO audit (chain, seq, time, type, caller_kind, caller_name, invalidation_id, target, data)
-  SELECT $%d::text, $%d::bigint + e.n, e.time, e.type, e.kind, e.name, e.id, e.target, e.data::json
-  FROM %s unnest($%d::timestamptz[], $%d::text[], $%d::text[], $%d::text[], $%d::text[], $%d::text[], $%d::text[])
-    WITH ORDINALITY AS e (time, type, kind, name, id, target, data, n)`, n, n+1, from, n+2, n+3, n+4, n+5, n+6, n+7, n+8)
-}

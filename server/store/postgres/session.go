@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/endsession/endsession/server/audit"
 	"github.com/endsession/endsession/server/invalidation"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -24,10 +25,12 @@ const (
 // tx is what a change works with: a connection, for one transaction.
 type tx struct {
 	*pgx.Conn
-	trail trail
+	trail *trail
+	chain *audit.Chain // nil until there is an event
+	mark  audit.Mark   // where the chain ended before
 	// mayCommit is true as soon as something was sent that commits. It is at the beginning: most changes are one statement.
 	mayCommit bool
-	appended  int // audit events
+	appended  int // audit events; 0 if none were written after all
 	changed   []string
 }
 
@@ -53,12 +56,10 @@ func (s *Store) change(ctx context.Context, do func(context.Context, *tx) error)
 	err := s.try(ctx, func(c *pgx.Conn) error {
 		ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), s.timeout, errNoAnswer)
 		defer cancel()
-		b := backendOf(c)
-		t := &tx{Conn: c, trail: b.trail, mayCommit: true}
+		t := &tx{Conn: c, trail: s.trail, mayCommit: true}
 		err := do(ctx, t)
 		switch {
 		case err == nil:
-			b.trail.seq += int64(t.appended)
 			changed = t.changed
 		case c.IsClosed() && t.mayCommit && !pgconn.SafeToRetry(err):
 			// It may be committed; whoever waits shall look.
@@ -66,8 +67,9 @@ func (s *Store) change(ctx context.Context, do func(context.Context, *tx) error)
 			if errors.Is(context.Cause(ctx), errNoAnswer) {
 				err = errNoAnswer
 			}
-			return &lostError{from: *b, err: err}
+			return &lostError{from: *backendOf(c), err: err} // and the chain's end is not known
 		}
+		t.giveBack(err == nil)
 		return err
 	})
 	s.news.changed(changed)

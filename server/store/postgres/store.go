@@ -11,8 +11,8 @@ import (
 	"time"
 
 	"github.com/endsession/endsession/adapters/secret"
+	"github.com/endsession/endsession/server/audit"
 	"github.com/endsession/endsession/server/invalidation"
-	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
@@ -38,6 +38,10 @@ type Options struct {
 	Timeout time.Duration
 	// MaxConns bounds the connections; 0 is DefaultMaxConns.
 	MaxConns int
+	// Keys hash the audit trail.
+	Keys audit.Keys
+
+	linkInterval time.Duration // defaultLinkInterval when 0
 }
 
 // Store is the journal in a PostgreSQL database.
@@ -47,6 +51,7 @@ type Store struct {
 	log     *slog.Logger
 	gate    gate
 	news    *news
+	trail   *trail
 	closed  atomic.Bool
 	close   sync.Once
 
@@ -73,7 +78,7 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 		// The driver's message holds what it could not parse, perhaps the password.
 		return nil, errors.New("open journal: the DSN cannot be parsed")
 	}
-	s := &Store{timeout: o.Timeout, log: o.Logger}
+	s := &Store{timeout: o.Timeout, log: o.Logger, trail: newTrail(o.Keys)}
 	s.configure(cfg, o)
 	schema, err := s.prepare(ctx, cfg.ConnConfig)
 	if err != nil {
@@ -88,6 +93,7 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 		return nil, fmt.Errorf("open journal: %w", failure(err))
 	}
 	s.news.start()
+	s.trail.begin(s, o.linkInterval)
 	return s, nil
 }
 
@@ -156,25 +162,13 @@ type backend struct {
 	pid   int32
 	start time.Time
 	born  time.Time // by this process's clock
-	trail trail
-}
-
-// trail is a connection's chain of audit events. One connection runs one transaction at a time, so its events are numbered
-// without gaps and in the order of their commits, and no two transactions wait for each other's numbers.
-type trail struct {
-	chain string
-	seq   int64
 }
 
 const backendKey = "endsession"
 
 // begin readies a new connection.
 func begin(ctx context.Context, c *pgx.Conn) error {
-	chain, err := uuid.NewV7() // chains sort by the time of their beginning
-	if err != nil {
-		return err
-	}
-	b := &backend{born: time.Now(), trail: trail{chain: chain.String()}}
+	b := &backend{born: time.Now()}
 	// Whoever set it off for the role or the database did not mean the journal.
 	if err := c.QueryRow(ctx, `SELECT a.pid, a.backend_start,
   CASE current_setting('synchronous_commit') WHEN 'off' THEN set_config('synchronous_commit', 'on', false) END
@@ -209,6 +203,7 @@ func (s *Store) OnNews(f func(invalidation.News)) { s.news.follow(f) }
 func (s *Store) Close() error {
 	s.close.Do(func() {
 		s.closed.Store(true)
+		s.trail.end()
 		s.news.stop() // tells what is left
 		s.pool.Close()
 	})

@@ -106,17 +106,6 @@ func (s *Store) Resume(ctx context.Context, target string, events []invalidation
 	return nil
 }
 
-// Audit appends events that change nothing else.
-func (s *Store) Audit(ctx context.Context, events []invalidation.Event) error {
-	if len(events) == 0 {
-		return nil
-	}
-	if err := s.change(ctx, func(t *tx) error { return t.audit(events) }); err != nil {
-		return fmt.Errorf("audit: %w", err)
-	}
-	return nil
-}
-
 // Prune removes old finished invalidations.
 func (s *Store) Prune(ctx context.Context, before time.Time, limit int) (int, error) {
 	var removed int64

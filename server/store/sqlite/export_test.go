@@ -26,6 +26,9 @@ var Statements = map[string]string{
 	"count down": countDown, "finish invalidation": finishInvalidation, "select run states": selectRunStates,
 	"upsert pause": upsertPause, "delete pause": deletePause, "select pauses": selectPauses, "delete completed": deleteCompleted,
 	"select unfinished": selectUnfinished, "select events": selectEvents,
+	"select hash": selectHash, "select tips": selectTips, "select last link": selectLastLink, "select old chains": selectOldChains,
+	"select checkpoint": selectCheckpoint, "select checkpoints": selectCheckpoints, "upsert checkpoint": upsertCheckpoint,
+	"delete prefix": deletePrefix,
 }
 
 // List is the statement that List makes of a query.

@@ -96,3 +96,19 @@ func schemaVersion(c *conn) (int, error) {
 	_, err := c.one(func(r *row) error { version = r.num(); return nil }, `SELECT max(version) FROM migrations`)
 	return int(version), err
 }
+
+// current refuses a journal of another version of the schema.
+func current(c *conn) error {
+	ms, err := readMigrations(migrationFiles)
+	if err != nil {
+		return err
+	}
+	version, err := schemaVersion(c)
+	switch {
+	case err != nil:
+		return err
+	case version != len(ms):
+		return fmt.Errorf("the journal's schema is version %d, this program reads %d: read it with the program that serves it", version, len(ms))
+	}
+	return nil
+}

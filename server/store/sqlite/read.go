@@ -3,7 +3,6 @@ package sqlite
 import (
 	"context"
 	"database/sql/driver"
-	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
@@ -18,9 +17,6 @@ const (
 FROM (
   SELECT target, count(*) AS runs, min(invalidation_id) AS oldest FROM runs INDEXED BY runs_due WHERE due_time IS NOT NULL GROUP BY target
 ) AS u CROSS JOIN invalidations AS i ON i.id = u.oldest`
-
-	selectEvents = `SELECT chain, seq, time, type, caller_kind, caller_name, invalidation_id, target, data, prev_hash, hash
-FROM audit WHERE (chain, seq) > (?1, ?2) ORDER BY chain, seq LIMIT ?3`
 )
 
 // Get returns an invalidation.
@@ -162,33 +158,4 @@ func (s *Store) Unfinished(ctx context.Context) (map[string]invalidation.Unfinis
 		return nil, fmt.Errorf("count unfinished runs: %w", err)
 	}
 	return counts, nil
-}
-
-// Entry is an event in its place in the audit trail.
-type Entry struct {
-	// Chain is one process start; Seq counts from 1 within it, without gaps.
-	Chain string
-	Seq   int64
-	invalidation.Event
-	PrevHash, Hash []byte
-}
-
-// Events returns up to limit audit events that come after the one at chain and seq; all of them after "" and 0. Events of
-// one chain are in the order of their transactions, and chains in the order of their processes' starts.
-func (s *Store) Events(ctx context.Context, chain string, seq int64, limit int) ([]Entry, error) {
-	var entries []Entry
-	err := s.read(ctx, func(ctx context.Context, c *conn) error {
-		return c.each(ctx, func(r *row) error {
-			e := Entry{Chain: r.text(), Seq: r.num()}
-			e.Event = invalidation.Event{Time: r.time(), Type: r.text(), Caller: invalidation.Caller{Kind: r.text(), Name: r.text()},
-				InvalidationID: r.text(), Target: r.text(), Data: json.RawMessage(r.rawJSON())}
-			e.PrevHash, e.Hash = r.blob(), r.blob()
-			entries = append(entries, e)
-			return nil
-		}, selectEvents, chain, seq, int64(limit))
-	})
-	if err != nil {
-		return nil, fmt.Errorf("read audit events: %w", err)
-	}
-	return entries, nil
 }

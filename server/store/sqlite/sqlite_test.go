@@ -2,13 +2,16 @@ package sqlite_test
 
 import (
 	"context"
+	"database/sql"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/endsession/endsession/server/audit"
 	"github.com/endsession/endsession/server/invalidation"
 	"github.com/endsession/endsession/server/store/sqlite"
 	"github.com/endsession/endsession/server/store/storetest"
@@ -22,6 +25,9 @@ func TestLaws(t *testing.T) {
 		Reopen: func(t testing.TB, s invalidation.Store) invalidation.Store { return reopen(t, s.(*sqlite.Store)) },
 		Crash:  crash,
 		Events: events,
+		Trail:  trail,
+		Keyed:  keyed,
+		Tamper: tamper,
 		Pass:   func(_ testing.TB, d time.Duration) { time.Sleep(d) },
 		Lease:  30 * time.Second,
 		Around: synctest.Test,
@@ -30,7 +36,12 @@ func TestLaws(t *testing.T) {
 
 func openAt(t testing.TB, path string) *sqlite.Store {
 	t.Helper()
-	s, err := sqlite.Open(t.Context(), sqlite.Options{Path: path})
+	return openWith(t, sqlite.Options{Path: path})
+}
+
+func openWith(t testing.TB, o sqlite.Options) *sqlite.Store {
+	t.Helper()
+	s, err := sqlite.Open(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -42,26 +53,87 @@ func openAt(t testing.TB, path string) *sqlite.Store {
 	return s
 }
 
+// events are those that chains do not write about themselves. The trail is verified, too.
 func events(t testing.TB, s invalidation.Store) []invalidation.Event {
 	t.Helper()
-	var all []invalidation.Event
-	var chain string
-	var seq int64
-	for {
-		page, err := s.(*sqlite.Store).Events(context.Background(), chain, seq, 100)
-		if err != nil {
+	storetest.Verify(t, trail(t, s), audit.Verification{})
+	all := trail(t, s).(*sqlite.Trail)
+	defer all.Close()
+	page, err := all.Events(context.Background(), "", 0, 1_000_000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var events []invalidation.Event
+	for _, e := range page {
+		if !strings.HasPrefix(e.Type, "chain.") {
+			events = append(events, e.Event)
+		}
+	}
+	return events
+}
+
+// trail is the audit trail as it is now.
+func trail(t testing.TB, s invalidation.Store) audit.Journal {
+	t.Helper()
+	trail, err := sqlite.OpenTrail(s.(*sqlite.Store).Path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return trail
+}
+
+// keyed opens a store with keys, after the one that had the journal.
+func keyed(t testing.TB, s invalidation.Store, keys audit.Keys) invalidation.Store {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "journal.db")
+	if s != nil {
+		path = s.(*sqlite.Store).Path()
+		if err := s.Close(); err != nil {
 			t.Fatal(err)
 		}
-		for _, e := range page {
-			if e.Chain == chain && e.Seq != seq+1 || e.Chain != chain && e.Seq != 1 {
-				t.Errorf("event %d of chain %s comes after %d of %s", e.Seq, e.Chain, seq, chain)
-			}
-			all = append(all, e.Event)
-			chain, seq = e.Chain, e.Seq
+	}
+	return openWith(t, sqlite.Options{Path: path, Keys: keys})
+}
+
+// tamper goes round the schema by removing its triggers.
+func tamper(t testing.TB, s invalidation.Store, events []audit.Entry, checkpoints []audit.Checkpoint) {
+	t.Helper()
+	db, err := sql.Open("sqlite", s.(*sqlite.Store).Path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	tx, err := db.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	exec := func(query string, args ...any) {
+		t.Helper()
+		if _, err := tx.Exec(query, args...); err != nil {
+			t.Fatalf("%s: %v", query, err)
 		}
-		if len(page) < 100 {
-			return all
+	}
+	for _, trigger := range []string{"audit_insert", "audit_update", "audit_delete", "audit_checkpoints_insert", "audit_checkpoints_update", "audit_checkpoints_delete"} {
+		exec("DROP TRIGGER IF EXISTS " + trigger)
+	}
+	exec("DELETE FROM audit")
+	exec("DELETE FROM audit_checkpoints")
+	text := func(s string) any {
+		if s == "" {
+			return nil
 		}
+		return s
+	}
+	for _, e := range events {
+		exec("INSERT INTO audit (chain, seq, time, type, caller_kind, caller_name, invalidation_id, target, data, prev_hash, hash) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+			e.Chain, e.Seq, e.Time.UnixMicro(), e.Type, e.Caller.Kind, e.Caller.Name, text(e.InvalidationID), text(e.Target), text(string(e.Data)), e.PrevHash, e.Hash)
+	}
+	for _, c := range checkpoints {
+		exec("INSERT INTO audit_checkpoints (chain, seq, hash, chain_key, time, key, mac) VALUES (?, ?, ?, ?, ?, ?, ?)",
+			c.Chain, c.Seq, c.Hash[:], c.ChainKey, c.Time.UnixMicro(), c.Key, c.MAC[:])
+	}
+	if err := tx.Commit(); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -11,9 +11,9 @@ import (
 	"sync"
 	"time"
 
+	"github.com/endsession/endsession/server/audit"
 	"github.com/endsession/endsession/server/invalidation"
 	"github.com/gofrs/flock"
-	"github.com/google/uuid"
 )
 
 // DefaultTimeout bounds a call whose context does not.
@@ -32,6 +32,8 @@ type Options struct {
 	Timeout time.Duration
 	// Clock is what the journal's times are compared with; nil is [time.Now].
 	Clock func() time.Time
+	// Keys hash the audit trail.
+	Keys audit.Keys
 
 	vfs string // SQLite's own when empty
 }
@@ -41,6 +43,7 @@ type Store struct {
 	place     place
 	timeout   time.Duration
 	clock     func() time.Time
+	keys      audit.Keys
 	lock      *flock.Flock
 	writer    *writer
 	queries   chan query
@@ -86,13 +89,8 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open journal %s: %w", o.Path, err), lock.Unlock())
 	}
-	// Chains sort by the time of their processes' starts.
-	chain, err := uuid.NewV7()
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open journal %s: %w", o.Path, err), c.close(), lock.Unlock())
-	}
 	s := &Store{
-		place: p, timeout: o.Timeout, clock: o.Clock, lock: lock,
+		place: p, timeout: o.Timeout, clock: o.Clock, keys: o.Keys, lock: lock,
 		queries: make(chan query),
 		closing: make(chan struct{}),
 		news:    newNews(),
@@ -100,7 +98,7 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 	}
 	s.writer = &writer{
 		place: p, log: o.Logger, conn: c,
-		tx:        tx{conn: c, chain: chain.String()},
+		tx:        tx{conn: c, keys: o.Keys},
 		clock:     o.Clock,
 		queue:     make(chan *change, 2*maxBatch),
 		closing:   s.closing,

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/endsession/endsession/server/audit"
 	"github.com/endsession/endsession/server/invalidation"
 	lib "modernc.org/sqlite/lib"
 )
@@ -56,28 +57,13 @@ type tx struct {
 	*conn
 	// now is the store's clock when the change began.
 	now     time.Time
-	chain   string
-	seq     int64
+	keys    audit.Keys
+	chain   *audit.Chain // nil until there is an event
 	changed []string
 }
 
 // touch notes that an invalidation has changed ("" for a pause).
 func (t *tx) touch(id string) { t.changed = append(t.changed, id) }
-
-const insertEvent = `INSERT INTO audit (chain, seq, time, type, caller_kind, caller_name, invalidation_id, target, data)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`
-
-// audit appends events to this process's chain.
-func (t *tx) audit(events []invalidation.Event) error {
-	for _, e := range events {
-		t.seq++
-		if _, err := t.exec(insertEvent, t.chain, t.seq, e.Time.UnixMicro(), e.Type, e.Caller.Kind, e.Caller.Name,
-			orNull(e.InvalidationID), orNull(e.Target), orNull(string(e.Data))); err != nil {
-			return fmt.Errorf("append audit event: %w", err)
-		}
-	}
-	return nil
-}
 
 // change runs do in a durable transaction, once. If ctx ends while it waits for its turn, it is withdrawn. Once it has begun
 // its end is near and is waited for, but not for ever: then the answer is [invalidation.ErrCommitUnknown], do may still be
@@ -144,7 +130,7 @@ func (w *writer) run() {
 // commit puts first and all that is queued into one transaction.
 func (w *writer) commit(first *change) {
 	w.done = w.done[:0]
-	seq := w.tx.seq
+	chain, mark := w.tx.place()
 	err := w.begin()
 	if err != nil {
 		// Whoever waits, waits for the same.
@@ -168,7 +154,10 @@ func (w *writer) commit(first *change) {
 	}
 	if err != nil {
 		w.fail(err)
-		w.tx.seq = seq
+		w.tx.rewind(chain, mark)
+		if errors.Is(err, invalidation.ErrCommitUnknown) {
+			w.tx.chain = nil // it may have gone on or not
+		}
 	} else if w.down {
 		w.down = false
 		w.log.Info("the journal can be written again")
@@ -223,7 +212,7 @@ func (w *writer) apply(c *change) error {
 	if _, err := w.conn.exec("SAVEPOINT change"); err != nil {
 		return err
 	}
-	seq := w.tx.seq
+	chain, mark := w.tx.place()
 	w.tx.now = moment(w.clock())
 	w.tx.changed = nil
 	c.err = c.do(&w.tx)
@@ -231,7 +220,7 @@ func (w *writer) apply(c *change) error {
 		return c.err // SQLite may have rolled back everything
 	}
 	if c.err != nil {
-		w.tx.seq = seq
+		w.tx.rewind(chain, mark)
 		if _, err := w.conn.exec("ROLLBACK TO change"); err != nil {
 			return err
 		}

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/endsession/endsession/server/audit"
 	"github.com/endsession/endsession/server/invalidation"
 )
 
@@ -23,8 +24,19 @@ type Harness struct {
 	// its machine may die while change is under way, and for the moment after it has returned, it calls after with a store on
 	// what that would leave behind.
 	Crash func(t testing.TB, before func(invalidation.Store), change func(invalidation.Store) error, after func(s invalidation.Store, returned bool))
-	// Events returns all audit events of s's journal, in order.
+	// Events returns all audit events of s's journal, in order, without those that chains write about themselves. It
+	// verifies the trail first: see [Verify].
 	Events func(t testing.TB, s invalidation.Store) []invalidation.Event
+	// Trail returns the audit trail of s's journal as it is now.
+	Trail func(t testing.TB, s invalidation.Store) audit.Journal
+	// Keyed opens a store that hashes under keys, on a new journal or, if s is not nil, on s's as another process does; s is
+	// not used any more.
+	Keyed func(t testing.TB, s invalidation.Store, keys audit.Keys) invalidation.Store
+	// Link has the store link its chains to others now. It is nil if it does when it begins one.
+	Link func(t testing.TB, s invalidation.Store)
+	// Tamper puts other events and checkpoints in the place of those in s's journal, as who can write to the database can:
+	// it goes round the store and all that the schema refuses. s can still be used.
+	Tamper func(t testing.TB, s invalidation.Store, events []audit.Entry, checkpoints []audit.Checkpoint)
 	// Pass returns when d has passed on the store's clock.
 	Pass func(t testing.TB, d time.Duration)
 	// Lease is a length of lease that can be waited for with Pass, but not exceeded by accident.
@@ -90,7 +102,15 @@ var laws = []struct {
 	{"Unfinished/CountsByTarget", unfinishedCounts},
 	{"Pause/ComesAndGoes", pauseComesAndGoes},
 	{"Audit/KeepsEvents", auditKeepsEvents},
+	{"Audit/ChainsEveryEvent", auditChains},
+	{"Audit/ChainsWhatIsWrittenAtOnce", auditChainsAtOnce},
+	{"Audit/LinksToEarlierChains", auditLinks},
+	{"Audit/TamperingIsFound", auditTampering},
+	{"Audit/KeysRotate", auditKeysRotate},
 	{"Prune/RemovesOnlyWhatHasEnded", pruneRemoves},
+	{"PruneAudit/LeavesACheckpoint", pruneAuditLeavesACheckpoint},
+	{"PruneAudit/RemovesPartOfAChain", pruneAuditRemovesAPart},
+	{"PruneAudit/KeepsEvidence", auditKeepsEvidence},
 	{"Slots/AreHeldByOne", slotsAreHeldByOne},
 	{"Slots/EndWithTheirLease", slotsEndWithTheirLease},
 	{"OnChange/IsCalledAfterTheCommit", onChangeAfterCommit},

@@ -93,6 +93,7 @@ func every(ctx context.Context, s invalidation.Store, id string, l invalidation.
 	errs["Resume"] = s.Resume(ctx, "apm", nil)
 	errs["Audit"] = s.Audit(ctx, []invalidation.Event{event(at, "x", "")})
 	_, errs["Prune"] = s.Prune(ctx, at, 1)
+	_, errs["PruneAudit"] = s.PruneAudit(ctx, at, 1)
 	_, errs["AcquireSlots"] = s.AcquireSlots(ctx, "apm", owner, 1, 1, time.Hour)
 	slot := invalidation.Slot{Target: "apm", Owner: owner, Token: 1}
 	_, _, errs["RenewSlots"] = s.RenewSlots(ctx, []invalidation.Slot{slot}, time.Hour)
