@@ -72,6 +72,8 @@ type Options struct {
 	MaxUnfinished int
 	// ProbeInterval is how often every target is probed, give or take a tenth. Zero means the default, less never.
 	ProbeInterval time.Duration
+	// AuditRetention is how long audit events are kept; zero means for ever.
+	AuditRetention time.Duration
 	// Random makes the jitter; nil means math/rand.
 	Random func() float64
 }
@@ -89,12 +91,14 @@ type Engine struct {
 	pollsPerSecond float64
 	retention      time.Duration
 	probeInterval  time.Duration
+	auditRetention time.Duration
 	random         func() float64
 
 	targets []Target // in the order of the configuration
 	workers map[string]*worker
 	hub     *hub
 	news    *news
+	notes   *notes
 	calls   *semaphore.Weighted
 	backlog backlog
 	probes  chan struct{} // one place for each probe that nobody asked for
@@ -116,9 +120,9 @@ type Engine struct {
 func New(ctx context.Context, o Options) (*Engine, error) {
 	e := &Engine{
 		store: o.Store, resolver: o.Resolver, policy: o.Policy, log: o.Logger, observer: o.Observer, owner: o.Owner, targets: slices.Clone(o.Targets),
-		leaseLength: o.LeaseLength, pollsPerSecond: o.PollsPerSecond, retention: o.Retention,
+		leaseLength: o.LeaseLength, pollsPerSecond: o.PollsPerSecond, retention: o.Retention, auditRetention: o.AuditRetention,
 		probeInterval: o.ProbeInterval, probes: make(chan struct{}, probesAtOnce), random: o.Random,
-		workers: map[string]*worker{}, hub: newHub(), news: newNews(), stopped: make(chan struct{}),
+		workers: map[string]*worker{}, hub: newHub(), news: newNews(), notes: newNotes(), stopped: make(chan struct{}),
 	}
 	if e.owner == "" {
 		e.owner = uuid.NewString()
@@ -201,6 +205,7 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 	}
 	e.loops.Go(func() { e.pruneLoop(loopCtx) })
 	e.loops.Go(func() { e.followBacklog(loopCtx) })
+	e.loops.Go(func() { e.noteLoop(loopCtx) })
 	return e, nil
 }
 
@@ -263,6 +268,7 @@ func (e *Engine) pruneLoop(ctx context.Context) {
 				break
 			}
 		}
+		e.pruneAudit(ctx)
 		select {
 		case <-ctx.Done():
 			return

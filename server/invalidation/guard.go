@@ -28,22 +28,16 @@ func (e *Engine) judge(ctx context.Context, q Question) (Terms, error) {
 	return Terms{}, ce
 }
 
-// noteDenial journals who was refused what.
+// noteDenial journals who was refused what, and why it was asked for.
 func (e *Engine) noteDenial(ctx context.Context, q Question, ce *CallError) {
 	data := struct {
-		Right    Right           `json:"right"`
-		Reason   adapters.Reason `json:"reason"`
-		Message  string          `json:"message,omitempty"`
-		Selector *Selector       `json:"selector,omitempty"`
-		Targets  []string        `json:"targets,omitempty"`
-	}{Right: q.Right, Reason: ce.Reason, Message: ce.Message, Targets: q.Targets}
-	if q.Call != nil {
-		data.Selector = &q.Call.Selector
-	}
-	err := e.audit(ctx, Event{Time: e.now(), Type: "call.denied", Caller: q.Caller, Data: mustJSON(data)})
-	if err != nil {
-		e.log.ErrorContext(ctx, "journal a denial", "caller_kind", q.Caller.Kind, "caller", q.Caller.Name, "right", q.Right, "error", err)
-	}
+		Right   Right           `json:"right"`
+		Reason  adapters.Reason `json:"reason"`
+		Message string          `json:"message,omitempty"`
+		Call    *Call           `json:"call,omitempty"`
+		Targets []string        `json:"targets,omitempty"`
+	}{q.Right, ce.Reason, ce.Message, q.Call, q.Targets}
+	e.Note(ctx, q.Caller.Kind+" "+q.Caller.Name, Event{Type: EventDenied, Caller: q.Caller, Data: mustJSON(data)})
 }
 
 // names are the names of people that runs would really send, by target.
