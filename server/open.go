@@ -17,6 +17,7 @@ import (
 
 	"github.com/endsession/endsession/adapters"
 	"github.com/endsession/endsession/server/api"
+	"github.com/endsession/endsession/server/audit"
 	"github.com/endsession/endsession/server/config"
 	"github.com/endsession/endsession/server/identity"
 	"github.com/endsession/endsession/server/invalidation"
@@ -113,7 +114,7 @@ func Open(ctx context.Context, o Options) (_ *Server, err error) {
 	// The name in leases, and in what the database shows of its connections: from either, this log is found.
 	owner := uuid.NewString()
 	o.Logger.InfoContext(ctx, "opening the journal", "owner", owner)
-	store, err := openStore(ctx, o, owner)
+	store, err := openStore(ctx, o, owner, a.keys)
 	if err != nil {
 		return nil, err
 	}
@@ -121,7 +122,8 @@ func Open(ctx context.Context, o Options) (_ *Server, err error) {
 	parts.Store = store
 	options := invalidation.Options{
 		Store: o.Telemetry.Journal(store), Resolver: a.resolver, Targets: a.targets, Logger: o.Logger, Observer: o.Telemetry, Owner: owner,
-		Policy: a.policy, Retention: time.Duration(o.Config.Retention), ProbeInterval: time.Duration(o.Config.CheckInterval),
+		Policy: a.policy, Retention: time.Duration(o.Config.Retention), AuditRetention: time.Duration(o.Config.Audit.Retention),
+		ProbeInterval: time.Duration(o.Config.CheckInterval),
 	}
 	if p := o.Config.Store.Postgres; p != nil {
 		options.LeaseLength = time.Duration(p.Lease)
@@ -135,6 +137,7 @@ func Open(ctx context.Context, o Options) (_ *Server, err error) {
 	if err := o.Telemetry.Follow(engine); err != nil {
 		return nil, fmt.Errorf("metrics: %w", err)
 	}
+	parts.Refusals = refusals{api.NewLogRefusals(o.Logger), engine}
 	s, err := New(parts)
 	if err != nil {
 		return nil, err
@@ -144,11 +147,11 @@ func Open(ctx context.Context, o Options) (_ *Server, err error) {
 }
 
 // openStore opens the journal.
-func openStore(ctx context.Context, o Options, owner string) (invalidation.Store, error) {
+func openStore(ctx context.Context, o Options, owner string, keys audit.Keys) (invalidation.Store, error) {
 	if p := o.Config.Store.Postgres; p != nil {
-		return postgres.Open(ctx, postgres.Options{DSN: p.DSN, Logger: o.Logger, Owner: owner})
+		return postgres.Open(ctx, postgres.Options{DSN: p.DSN, Logger: o.Logger, Owner: owner, Keys: keys})
 	}
-	return sqlite.Open(ctx, sqlite.Options{Path: o.Config.Store.SQLite.Path, Logger: o.Logger})
+	return sqlite.Open(ctx, sqlite.Options{Path: o.Config.Store.SQLite.Path, Logger: o.Logger, Keys: keys})
 }
 
 // Check reports what would keep a configuration that is well-formed from being used: names and rules that do not
@@ -184,6 +187,7 @@ type assembly struct {
 	callers  *callers
 	resolver *identity.Resolver
 	policy   *policy.Policy
+	keys     audit.Keys
 	// directory is what the resolver asks; nil if it needs no closing.
 	directory io.Closer
 	targets   []invalidation.Target
@@ -210,6 +214,8 @@ func assemble(o Options) (a assembly, err error) {
 		a.directory = closer
 	}
 	a.policy, err = newPolicy(o.Config)
+	note(err)
+	a.keys, err = auditKeys(o.Config)
 	note(err)
 	for _, t := range o.Config.Targets {
 		var limiter *rate.Limiter

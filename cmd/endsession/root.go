@@ -81,7 +81,7 @@ Exit status: 0 all succeeded, 1 failed, 2 usage, 3 partly succeeded, 4 still run
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(newServe(), newDemo(), newInvalidate(conn), newPreview(conn), newGet(conn), newList(conn), newWatch(conn),
-		newCancel(conn), newRetry(conn), newTargets(conn), newConfig(), newPolicy(), newKey(), newVersion())
+		newCancel(conn), newRetry(conn), newTargets(conn), newAudit(), newConfig(), newPolicy(), newKey(), newVersion())
 	return root
 }
 

@@ -29,6 +29,8 @@ type Config struct {
 	Retention Duration `yaml:"retention"`
 	// CheckInterval is how often every target is probed, 30s to 24h, or "never"; see "endsession targets check". Default: 5m.
 	CheckInterval Interval `yaml:"check_interval"`
+	// Audit says how the audit trail is kept.
+	Audit Audit `yaml:"audit"`
 	// Targets are the systems in which sessions are ended. At least one.
 	Targets []Target `yaml:"targets"`
 
@@ -234,6 +236,7 @@ const (
 func (c *Config) SetDefaults() {
 	c.Listen.SetDefaults()
 	c.Log.SetDefaults()
+	c.Audit.SetDefaults()
 	c.Retention = DefaultRetention
 	c.CheckInterval = DefaultCheck
 }

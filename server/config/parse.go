@@ -90,6 +90,7 @@ func (p *parser) parse() {
 	p.auth()
 	p.store()
 	p.directory()
+	p.audit()
 	p.checkInterval()
 	p.policy()
 	p.protected(p.Root(), "", p.config.Protected)
