@@ -80,6 +80,11 @@ func (c *chaos) settle() {
 	answered := make(chan struct{})
 	go func() { c.clients.Wait(); close(answered) }()
 	for {
+		select {
+		case down := <-c.died: // at the very moment at which the faults ended
+			c.bury(down)
+		default:
+		}
 		calling := true // somebody may still accept something
 		select {
 		case <-answered:

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -261,7 +262,7 @@ func (k *realRound) watch(first int, name string) {
 		var last *endsessionv1.Invalidation
 		for {
 			resp, err := stream.Recv()
-			if err == io.EOF {
+			if errors.Is(err, io.EOF) {
 				if last.GetCompleteTime() == nil {
 					k.broken("%s: the watch ended before the final state", name)
 				}
