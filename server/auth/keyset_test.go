@@ -224,12 +224,18 @@ func TestWhatIssuersMayNotAnswer(t *testing.T) {
 	for name, answer := range map[string]http.HandlerFunc{
 		"OtherIssuer": document(`{"issuer": "https://evil.example/%s", "jwks_uri": "https://idp.example/keys"}`, canary),
 		"NoIssuer":    document(`{"jwks_uri": "https://idp.example/keys"}`),
-		"PlainHTTP":   document(`{"issuer": %q, "jwks_uri": "http://idp.example/keys"}`, issuerURL),
-		"NoURL":       document(`{"issuer": %q, "jwks_uri": "%s"}`, issuerURL, canary),
-		"NoKeys":      document(`{"issuer": %q}`, issuerURL),
-		"File":        document(`{"issuer": %q, "jwks_uri": "file:///etc/passwd"}`, issuerURL),
-		"Page":        document(`<html>%s`, canary),
-		"Long":        document(`{"issuer": %q, "x": "%s"}`, issuerURL, strings.Repeat("x", 2<<20)),
+		"PlainHTTP": func(w http.ResponseWriter, r *http.Request) { // where there would be keys
+			if r.URL.Path == "/keys" {
+				elsewhere.ServeHTTP(w, r)
+				return
+			}
+			document(`{"issuer": %q, "jwks_uri": "http://idp.example/keys"}`, issuerURL)(w, r)
+		},
+		"NoURL":  document(`{"issuer": %q, "jwks_uri": "%s"}`, issuerURL, canary),
+		"NoKeys": document(`{"issuer": %q}`, issuerURL),
+		"File":   document(`{"issuer": %q, "jwks_uri": "file:///etc/passwd"}`, issuerURL),
+		"Page":   document(`<html>%s`, canary),
+		"Long":   document(`{"issuer": %q, "x": "%s"}`, issuerURL, strings.Repeat("x", 2<<20)),
 		"Bomb": func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Encoding", "gzip")
 			_, _ = w.Write(bomb.Bytes())
