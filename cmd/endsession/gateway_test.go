@@ -70,8 +70,11 @@ type inProcess struct {
 	srv  *server.Server
 }
 
+// optioned changes how a gateway is opened.
+type optioned func(*server.Options)
+
 // startInProcess serves the configuration at path until the test, or the bubble, ends. A nil listen means real sockets.
-func startInProcess(t *testing.T, l *lab, path string, listen func(context.Context, string, string) (net.Listener, error)) *inProcess {
+func startInProcess(t *testing.T, l *lab, path string, listen func(context.Context, string, string) (net.Listener, error), change ...optioned) *inProcess {
 	t.Helper()
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -87,11 +90,15 @@ func startInProcess(t *testing.T, l *lab, path string, listen func(context.Conte
 	for _, target := range l.targets {
 		g.sent[target] = emulator.NewRecorder(emulator.Transport(l.systems[target].Handler()))
 	}
-	g.srv, err = server.Open(t.Context(), server.Options{
+	options := server.Options{
 		Config: conf, Logger: slog.New(slog.NewTextHandler(g.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		Transport: func(target string) http.RoundTripper { return g.sent[target] }, Listen: listen,
 		DialDirectory: l.dial,
-	})
+	}
+	for _, f := range change {
+		f(&options)
+	}
+	g.srv, err = server.Open(t.Context(), options)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -122,28 +129,34 @@ type memoryGateway struct {
 	*inProcess
 	grpc *grpc.ClientConn
 	http *http.Client
+	// admin is a client of the admin listener.
+	admin *http.Client
 }
 
-func startInMemory(t *testing.T, l *lab, path string) *memoryGateway {
+func startInMemory(t *testing.T, l *lab, path string, change ...optioned) *memoryGateway {
 	t.Helper()
 	var listeners []*pipeListener // in the order of opening: gRPC, HTTP, admin
 	g := &memoryGateway{inProcess: startInProcess(t, l, path, func(context.Context, string, string) (net.Listener, error) {
 		l := newPipeListener()
 		listeners = append(listeners, l)
 		return l, nil
-	})}
+	}, change...)}
 	var err error
 	g.grpc, err = grpc.NewClient("passthrough:///memory", grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return listeners[0].DialContext(ctx) }))
 	if err != nil {
 		t.Fatal(err)
 	}
-	g.http = &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return listeners[1].DialContext(ctx)
-	}}}
+	to := func(i int) *http.Client {
+		return &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return listeners[i].DialContext(ctx)
+		}}}
+	}
+	g.http, g.admin = to(1), to(2)
 	t.Cleanup(func() {
 		_ = g.grpc.Close()
 		g.http.CloseIdleConnections()
+		g.admin.CloseIdleConnections()
 	})
 	return g
 }
