@@ -297,7 +297,7 @@ func (s *Server) Run(ctx, force context.Context) error {
 	select {
 	case <-ctx.Done():
 	case err = <-serving:
-		s.log.Error("a listener ended", "error", err)
+		s.log.ErrorContext(ctx, "a listener ended", "error", err)
 	}
 	s.endDrain()
 	followed.Wait()

@@ -172,12 +172,12 @@ func (p *progress) count(f func(task) bool) int {
 
 // resume reads back how far a run got. What cannot be read, or was written for other demands, by another version say,
 // counts as not begun: to ask again is harmless, to guess is not.
-func (a *Adapter) resume(raw json.RawMessage, ds []demand) (p progress, begun bool) {
+func (a *Adapter) resume(ctx context.Context, raw json.RawMessage, ds []demand) (p progress, begun bool) {
 	if len(raw) > 0 && json.Unmarshal(raw, &p) == nil && p.fits(ds) {
 		return p, true
 	}
 	if len(raw) > 0 {
-		a.log.Warn("resume state does not fit; starting over")
+		a.log.WarnContext(ctx, "resume state does not fit; starting over")
 	}
 	p = progress{Version: resumeVersion}
 	for _, d := range ds {
@@ -223,7 +223,7 @@ func (a *Adapter) Invalidate(ctx context.Context, req adapters.Request) (adapter
 	if len(ds) == 0 {
 		return adapters.Result{Counted: true, Warnings: nothing()}, nil
 	}
-	p, begun := a.resume(req.Resume, ds)
+	p, begun := a.resume(ctx, req.Resume, ds)
 	if i := slices.IndexFunc(p.Tasks, task.waiting); i >= 0 && p.count(task.running) < maxRunning {
 		return a.start(ctx, ds, &p, i, begun)
 	}
@@ -267,7 +267,7 @@ func (a *Adapter) start(ctx context.Context, ds []demand, p *progress, i int, be
 	switch {
 	case err == nil:
 		p.Tasks[i].ID, p.Polls, p.Operation = id, 0, id
-		a.log.Debug("task started", "task", id)
+		a.log.DebugContext(ctx, "task started", "task", id)
 	case errors.Is(err, errMistaken):
 		result.CountIsMinimum = true
 		result.Warnings = append(result.Warnings, adapters.Warning{

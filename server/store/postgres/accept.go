@@ -269,7 +269,7 @@ func (s *Store) settle(ctx context.Context, p *acceptance, lost *lostError) (inv
 	if err != nil {
 		return invalidation.Invalidation{}, nil, lost
 	}
-	s.log.Info("an acceptance whose answer was lost was found", "invalidation", inv.ID)
+	s.log.InfoContext(ctx, "an acceptance whose answer was lost was found", "invalidation", inv.ID)
 	s.news.changed([]string{inv.ID})
 	return inv, leases, nil
 }

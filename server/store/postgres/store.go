@@ -152,7 +152,7 @@ func (s *Store) prepare(ctx context.Context, cfg *pgx.ConnConfig) (schema uint32
 		return 0, err
 	}
 	if fsync != "on" {
-		s.log.Warn("the database server runs with fsync off: what it has committed can be lost when the machine fails")
+		s.log.WarnContext(ctx, "the database server runs with fsync off: what it has committed can be lost when the machine fails")
 	}
 	return schema, nil
 }
