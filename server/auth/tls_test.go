@@ -127,6 +127,7 @@ func TestCertificatesFollowTheirFiles(t *testing.T) {
 			t.Fatal(err)
 		}
 
+		time.Sleep(time.Minute) // nothing changes
 		cert, key := p.issue(t)
 		put(t, p.files.Cert, cert) // and the key is still to come
 		time.Sleep(time.Minute)
