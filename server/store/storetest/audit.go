@@ -116,6 +116,10 @@ func auditChains(t *testing.T, h Harness) {
 		if err := s.Audit(t.Context(), []invalidation.Event{event(odd(at), "call.denied", ""), {Time: at, Type: "bare"}}); err != nil {
 			t.Fatal(err)
 		}
+		// The second cannot be kept, and takes the first with it.
+		if err := s.Audit(t.Context(), []invalidation.Event{event(at, "x", ""), {Time: at}}); err == nil {
+			t.Error("an event without a type was kept")
+		}
 		wrote += 1 + 2 + 1 + 1 + 1 + 2
 	}
 	events, _ := entries(t, h, s)
