@@ -43,6 +43,12 @@ policy:
 
 func startGuarded(t *testing.T) *guarded {
 	t.Helper()
+	return startGuardedLab(t, newLab(), "")
+}
+
+// startGuardedLab serves a lab, with more of a configuration.
+func startGuardedLab(t *testing.T, l *lab, more string) *guarded {
+	t.Helper()
 	g := &guarded{dir: t.TempDir(), keys: map[string]string{}}
 	var err error
 	if g.ca, err = authtest.NewAuthority(); err != nil {
@@ -87,9 +93,9 @@ func startGuarded(t *testing.T) *guarded {
 	g.path = labConfig{dir: g.dir, listen: [3]string{"127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"}, change: func(text string) string {
 		return strings.Replace(text, "\nstore:", "\n  tls: { cert_file: tls.crt, key_file: tls.key, client_ca_file: clients.pem }\nstore:", 1) +
 			"\nauth:\n  api_keys:\n" + keys.String() +
-			"  oidc: [{ issuer: '" + url + "', audience: endsession, ca_file: idp.pem }]\n  mtls: { name: cn }\n" + guardedPolicy
+			"  oidc: [{ issuer: '" + url + "', audience: endsession, ca_file: idp.pem }]\n  mtls: { name: cn }\n" + guardedPolicy + more
 	}}.write(t)
-	g.inProcess = startInProcess(t, newLab(), g.path, nil)
+	g.inProcess = startInProcess(t, l, g.path, nil)
 	return g
 }
 
