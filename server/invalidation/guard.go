@@ -139,7 +139,7 @@ func (e *Engine) vetting(run Run) adapters.Vetting {
 			return nil
 		}
 		for _, s := range sessions {
-			if s.Username != "" && e.policy.Protects(run.Target, s.Username) {
+			if s.Username != "" && e.policy.ProtectsPerson(run.Target, s.Username) {
 				return refuse(adapters.ReasonProtected, "a protected user's session is among those that match")
 			}
 		}

@@ -53,6 +53,11 @@ func (p *rulebook) Protects(target, name string) bool {
 	return slices.Contains(p.protected, name) || slices.Contains(p.protected, target+"/"+name)
 }
 
+// ProtectsPerson takes "account" for the gateway's own.
+func (p *rulebook) ProtectsPerson(target, name string) bool {
+	return name != "account" && p.Protects(target, name)
+}
+
 func (p *rulebook) ProtectsAny(target string) bool {
 	return slices.ContainsFunc(p.protected, func(s string) bool {
 		at, _, bound := strings.Cut(s, "/")
@@ -315,6 +320,8 @@ func TestProtectedUsersAreSpared(t *testing.T) {
 		{"BroadAndListedWith", []string{"alice"}, everyone(), invalidation.Terms{}, true, []string{"bob", "alice"}, false, false, "PROTECTED"},
 		{"BroadAndListedAtRandom", []string{"alice"}, everyone(), invalidation.Terms{}, true, []string{"bob", "0d4f"}, true, false, "PROTECTED"},
 		{"RandomAndNobodyProtected", nil, everyone(), invalidation.Terms{}, true, []string{"bob", "0d4f"}, true, false, ""},
+		{"BroadAndListedWithTheAccount", []string{"alice", "account"}, everyone(), invalidation.Terms{}, true, []string{"bob", "account"}, false, false, ""},
+		{"TheAccountByName", []string{"account"}, user("account"), invalidation.Terms{}, true, []string{"account"}, false, true, ""},
 		{"TooMany", nil, everyone(), invalidation.Terms{MaxSessions: 2}, true, []string{"a", "b", "c"}, false, false, "TOO_MANY_SESSIONS"},
 		{"JustNotTooMany", nil, everyone(), invalidation.Terms{MaxSessions: 3}, true, []string{"a", "b", "c"}, false, false, ""},
 		{"OfUnknownSize", nil, everyone(), invalidation.Terms{MaxSessions: 3}, false, nil, false, false, "TOO_MANY_SESSIONS"},

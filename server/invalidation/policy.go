@@ -16,8 +16,12 @@ type Policy interface {
 	// know a person by.
 	Protects(target, name string) bool
 
+	// ProtectsPerson is Protects without the gateway's own account at the target, which is guarded against being named
+	// only: a broad run may end its sessions.
+	ProtectsPerson(target, name string) bool
+
 	// ProtectsAny reports whether there are protected people at a target at all, so that a broad run needs care. The
-	// target's own API account does not count: it is guarded against being named only.
+	// gateway's own account does not count.
 	ProtectsAny(target string) bool
 }
 
@@ -110,4 +114,5 @@ type anything struct{}
 
 func (anything) Judge(context.Context, Question) (Terms, error) { return Terms{Unlimited: true}, nil }
 func (anything) Protects(string, string) bool                   { return false }
+func (anything) ProtectsPerson(string, string) bool             { return false }
 func (anything) ProtectsAny(string) bool                        { return false }

@@ -260,5 +260,10 @@ func naming(q invalidation.Question) bool {
 // know a person by. The account that the gateway uses at a target is protected there, and as an id.
 func (p *Policy) Protects(target, name string) bool { return p.guard.protects(target, name) }
 
+// ProtectsPerson is Protects without the account that the gateway uses at the target.
+func (p *Policy) ProtectsPerson(target, name string) bool {
+	return p.guard.matches(p.guard.people[target], name)
+}
+
 // ProtectsAny reports whether people are configured as protected at a target.
 func (p *Policy) ProtectsAny(target string) bool { return p.guard.any(target) }

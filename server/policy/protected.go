@@ -17,30 +17,35 @@ type guard struct {
 	// everywhere counts at every target and as an id, ids as an id only, at at one target.
 	everywhere, ids forms
 	at              map[string]forms
-	people          map[string]bool // targets with people of their own
+	// people are those of at who are not the gateway's own account.
+	people map[string]forms
 }
 
 type forms map[string]struct{}
 
 func newGuard(everywhere []string, targets []Target) (guard, error) {
-	g := guard{everywhere: forms{}, ids: forms{}, at: map[string]forms{}, people: map[string]bool{}}
+	g := guard{everywhere: forms{}, ids: forms{}, at: map[string]forms{}, people: map[string]forms{}}
 	errs := []error{g.everywhere.add(everywhere...)}
 	for _, t := range targets {
-		here := forms{}
-		errs = append(errs, here.add(t.Protected...))
+		people, here := forms{}, forms{}
+		errs = append(errs, people.add(t.Protected...), here.add(t.Protected...))
 		if t.Account != "" {
 			errs = append(errs, here.add(t.Account), g.ids.add(t.Account))
 		}
-		g.at[t.Name], g.people[t.Name] = here, len(t.Protected) > 0
+		g.at[t.Name], g.people[t.Name] = here, people
 	}
 	return g, errors.Join(errs...)
 }
 
 func (g guard) protects(target, name string) bool {
-	here := g.at[target]
 	if target == "" {
-		here = g.ids
+		return g.matches(g.ids, name)
 	}
+	return g.matches(g.at[target], name)
+}
+
+// matches reports whether a name is one of those here, or of those that count everywhere.
+func (g guard) matches(here forms, name string) bool {
 	if len(g.everywhere) == 0 && len(here) == 0 {
 		return false
 	}
@@ -52,7 +57,7 @@ func (g guard) protects(target, name string) bool {
 	return false
 }
 
-func (g guard) any(target string) bool { return len(g.everywhere) > 0 || g.people[target] }
+func (g guard) any(target string) bool { return len(g.everywhere) > 0 || len(g.people[target]) > 0 }
 
 func (f forms) has(form string) bool { _, ok := f[form]; return ok }
 

@@ -72,8 +72,12 @@ func TestProtectsAny(t *testing.T) {
 			t.Errorf("%s: got %v", target, got)
 		}
 	}
+	// The gateway's own account is guarded against being named, and no person.
+	if !p.Protects("apm", "SVC@corp") || p.ProtectsPerson("apm", "SVC@corp") || !p.ProtectsPerson("apm", "ROOT@corp") || p.ProtectsPerson("logs", "root") {
+		t.Error("the account, or somebody else's protected user, is taken for a protected person, or one is not")
+	}
 	p = mustNew(t, policy.Options{Targets: targets, Protected: []string{"root"}})
-	if !p.ProtectsAny("logs") {
+	if !p.ProtectsAny("logs") || !p.ProtectsPerson("logs", "Root") {
 		t.Error("people who are protected everywhere are not protected at a target")
 	}
 }
