@@ -65,12 +65,12 @@ func New(ctx context.Context, o Options) (_ *Telemetry, err error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	if o.Getenv == nil {
-		o.Getenv = func(string) string { return "" }
-	}
-	res, err := resourceOf(ctx, o.Version)
+	res, err := resourceOf(ctx, o.Version, o.Getenv != nil)
 	if err != nil {
 		return nil, err
+	}
+	if o.Getenv == nil {
+		o.Getenv = func(string) string { return "" }
 	}
 	t := &Telemetry{registry: prometheus.NewRegistry(), propagator: propagation.TraceContext{}, tracers: noop.NewTracerProvider()}
 	t.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -91,14 +91,18 @@ func New(ctx context.Context, o Options) (_ *Telemetry, err error) {
 	return t, t.observeProcess(o.Version)
 }
 
-// resourceOf describes the process to whom telemetry is sent. The environment has the last word.
-func resourceOf(ctx context.Context, version string) (*resource.Resource, error) {
-	res, err := resource.New(ctx,
+// resourceOf describes the process to whom telemetry is sent. The environment has the last word, if it is heeded.
+func resourceOf(ctx context.Context, version string, heeded bool) (*resource.Resource, error) {
+	options := []resource.Option{
 		resource.WithTelemetrySDK(),
 		resource.WithAttributes(
 			attribute.String("service.name", scope), attribute.String("service.version", version),
 			attribute.String("service.instance.id", uuid.NewString())),
-		resource.WithFromEnv())
+	}
+	if heeded {
+		options = append(options, resource.WithFromEnv())
+	}
+	res, err := resource.New(ctx, options...)
 	if err != nil {
 		return nil, fmt.Errorf("OTEL_RESOURCE_ATTRIBUTES: %w", err)
 	}
