@@ -85,7 +85,7 @@ func New(ctx context.Context, o Options) (_ *Telemetry, err error) {
 	if err := t.measure(ctx, o, res); err != nil {
 		return nil, fmt.Errorf("metrics: %w", err)
 	}
-	if err := t.metrics.make(t.meters.Meter(scope)); err != nil {
+	if err := t.make(t.meters.Meter(scope)); err != nil {
 		return nil, fmt.Errorf("metrics: %w", err)
 	}
 	return t, t.observeProcess(o.Version)
