@@ -76,7 +76,7 @@ func Open(ctx context.Context, o Options) (_ *Server, err error) {
 	}
 	parts := Parts{
 		Logger: o.Logger, Telemetry: o.Telemetry, Profiles: o.Config.Listen.Pprof,
-		Directory: a.directory, Background: a.callers.background,
+		Directory: closer(a.live.close), Background: a.callers.background,
 		Health: accesses[o.Config.Listen.Health], Reflection: accesses[o.Config.Listen.Reflection],
 	}
 	if a.callers.certificates != nil {
@@ -85,21 +85,19 @@ func Open(ctx context.Context, o Options) (_ *Server, err error) {
 	if a.callers.current != nil {
 		parts.Authenticator = a.callers.current
 	}
-	if l := o.Config.Limits; l != nil {
-		parts.Limiter = api.NewLimiter(l.CallsPerCaller.PerSecond(), l.Burst)
-	}
-	if a.directory != nil {
-		opened = append(opened, a.directory.Close)
-	}
+	l := a.live
+	parts.Limiter = l.limiter
+	setLimits(l.limiter, o.Config.Limits)
+	opened = append(opened, l.close)
 	listen := o.Listen
 	if listen == nil {
 		listen = new(net.ListenConfig).Listen
 	}
-	l := o.Config.Listen
+	addresses := o.Config.Listen
 	for _, x := range []struct {
 		what, address string
 		to            *net.Listener
-	}{{"grpc", l.GRPC, &parts.GRPC}, {"http", l.HTTP, &parts.HTTP}, {"admin", l.Admin, &parts.Admin}} {
+	}{{"grpc", addresses.GRPC, &parts.GRPC}, {"http", addresses.HTTP, &parts.HTTP}, {"admin", addresses.Admin, &parts.Admin}} {
 		listener, err := listen(ctx, "tcp", x.address)
 		if err != nil {
 			return nil, fmt.Errorf("listen.%s: %w", x.what, err)
@@ -121,8 +119,8 @@ func Open(ctx context.Context, o Options) (_ *Server, err error) {
 	opened = append(opened, store.Close)
 	parts.Store = store
 	options := invalidation.Options{
-		Store: o.Telemetry.Journal(store), Resolver: a.resolver, Targets: a.targets, Logger: o.Logger, Observer: o.Telemetry, Owner: owner,
-		Policy: a.policy, Retention: time.Duration(o.Config.Retention), AuditRetention: time.Duration(o.Config.Audit.Retention),
+		Store: o.Telemetry.Journal(store), Resolver: &l.resolver, Targets: a.targets, Logger: o.Logger, Observer: o.Telemetry, Owner: owner,
+		Policy: &l.policy, Retention: time.Duration(o.Config.Retention), AuditRetention: time.Duration(o.Config.Audit.Retention),
 		ProbeInterval: time.Duration(o.Config.CheckInterval),
 	}
 	if p := o.Config.Store.Postgres; p != nil {
@@ -142,7 +140,8 @@ func Open(ctx context.Context, o Options) (_ *Server, err error) {
 	if err != nil {
 		return nil, err
 	}
-	s.reload = a.callers.reload
+	l.engine = engine
+	s.reload = l.reload
 	return s, nil
 }
 
@@ -191,7 +190,14 @@ type assembly struct {
 	// directory is what the resolver asks; nil if it needs no closing.
 	directory io.Closer
 	targets   []invalidation.Target
+	// live is what of all that a reload replaces.
+	live *live
 }
+
+// closer is a function that closes something.
+type closer func() error
+
+func (c closer) Close() error { return c() }
 
 // assemble reports all problems at once.
 func assemble(o Options) (a assembly, err error) {
@@ -217,6 +223,7 @@ func assemble(o Options) (a assembly, err error) {
 	note(err)
 	a.keys, err = auditKeys(o.Config)
 	note(err)
+	a.live = &live{options: o, callers: a.callers, limiter: api.NewLimiter(0, 0), targets: map[string]*liveTarget{}, config: o.Config}
 	for _, t := range o.Config.Targets {
 		var limiter *rate.Limiter
 		if !t.Rate.IsZero() {
@@ -228,19 +235,23 @@ func assemble(o Options) (a assembly, err error) {
 			note(fmt.Errorf("%s: %w", t.Where, err))
 			continue
 		}
+		lt := &liveTarget{limiter: limiter}
+		lt.adapter.Store(&adapter)
+		a.live.targets[t.Name] = lt
 		target := invalidation.Target{
-			Name: t.Name, Kind: t.Kind, Adapter: adapter, Type: t.Type, Endpoint: t.Config.Endpoint(),
+			Name: t.Name, Kind: t.Kind, Adapter: lt, Type: t.Type, Endpoint: t.Config.Endpoint(),
 			Concurrency: t.Concurrency, RetryFor: time.Duration(t.RetryFor),
 		}
 		if limiter != nil {
 			whole := limiter.Limit()
 			target.Share = func(held, limit int) { limiter.SetLimit(whole * rate.Limit(max(held, 1)) / rate.Limit(limit)) }
 		}
-		if a.resolver != nil {
-			target.Supported = a.resolver.Supported(t.Name)
-		}
+		target.Supported = func() []adapters.Criteria { return a.live.resolver.Load().Supported(t.Name) }
 		a.targets = append(a.targets, target)
 	}
+	a.live.policy.Store(a.policy)
+	a.live.resolver.Store(a.resolver)
+	a.live.directory = a.directory
 	return a, errors.Join(errs...)
 }
 

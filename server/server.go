@@ -138,7 +138,7 @@ type Server struct {
 	http    *http.Server
 	admin   *http.Server
 
-	reload func(*config.Config) error // nil if there is no configuration
+	reload func(context.Context, *config.Config) error // nil if there is no configuration
 }
 
 // New makes a server of its parts. It serves nothing before [Server.Run].
@@ -248,14 +248,15 @@ func (s *Server) HTTPAddr() net.Addr { return s.parts.HTTP.Addr() }
 // AdminAddr is where liveness, readiness and metrics are answered.
 func (s *Server) AdminAddr() net.Addr { return s.parts.Admin.Addr() }
 
-// Reload takes over from a configuration who may call: API keys, issuers of tokens, client certificates and the TLS
-// files, whether or not they are others now. Connections and calls go on. The rest of the configuration needs a restart.
-// After an error everything is as it was.
-func (s *Server) Reload(c *config.Config) error {
+// Reload takes over from a configuration who may call and what for (keys, issuers, certificates, policy, protected people,
+// limits), what names mean (user names, providers, groups, the directory), and how the targets are signed in to; files are
+// read anew. Connections, calls and runs go on. The rest of the configuration needs a restart; what of it has changed is
+// logged. After an error everything is as it was.
+func (s *Server) Reload(ctx context.Context, c *config.Config) error {
 	if s.reload == nil {
 		return errors.New("the server was made without a configuration")
 	}
-	return s.reload(c)
+	return s.reload(ctx, c)
 }
 
 // Run serves until ctx ends, or a listener fails, and then shuts down in order: nobody new is let in, callers get their

@@ -227,7 +227,7 @@ targets: [{ name: a, kibana: { url: "https://127.0.0.1:1", api_key: "${env:KIBAN
 	}
 	configure(next, "")
 	issue()
-	reload("reloaded who may call")
+	reload("reloaded the configuration")
 	if a, b := status(old), status(next); a != 401 || b != 200 {
 		t.Errorf("after the reload: the old key %d, the new one %d", a, b)
 	}

@@ -84,13 +84,13 @@ func reloads(ctx context.Context, path string, srv *server.Server, log *slog.Log
 			}
 			conf, err := loadConfig(path)
 			if err == nil {
-				err = srv.Reload(conf)
+				err = srv.Reload(ctx, conf)
 			}
 			if err != nil {
 				log.ErrorContext(ctx, "the configuration was not reloaded; the old one stays in use", "error", err)
 				continue
 			}
-			log.InfoContext(ctx, "reloaded who may call and the TLS files; other settings need a restart")
+			log.InfoContext(ctx, "reloaded the configuration")
 		}
 	}()
 	return func() { signal.Stop(signals); cancel() }

@@ -23,39 +23,58 @@ const (
 
 // Limiter bounds how often each caller may call. It is safe for concurrent use; every way in shares one.
 type Limiter struct {
-	perSecond rate.Limit
+	mu        sync.Mutex
+	perSecond rate.Limit // 0: no limit
 	burst     int
-
-	mu      sync.Mutex
-	callers map[callerID]*rate.Limiter
-	others  *rate.Limiter // shared by callers for whom there is no room
-	swept   time.Time
+	callers   map[callerID]*rate.Limiter
+	others    *rate.Limiter // shared by callers for whom there is no room
+	swept     time.Time
 }
 
 // callerID is what tells one caller from another; see [invalidation.Caller.Is].
 type callerID struct{ kind, name string }
 
-// NewLimiter returns a limiter that grants each caller perSecond calls a second, and burst calls, at least one, at once.
+// NewLimiter returns a limiter that is set as [Limiter.Set] says.
 func NewLimiter(perSecond float64, burst int) *Limiter {
-	l := &Limiter{perSecond: rate.Limit(perSecond), burst: max(burst, 1), callers: map[callerID]*rate.Limiter{}}
-	l.others = rate.NewLimiter(l.perSecond, l.burst)
+	l := &Limiter{}
+	l.Set(perSecond, burst)
 	return l
+}
+
+// Set grants each caller perSecond calls a second, and burst calls, at least one, at once. Zero calls a second mean that
+// there is no limit. If the limit is another than before, all begin anew.
+func (l *Limiter) Set(perSecond float64, burst int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.callers != nil && l.perSecond == rate.Limit(perSecond) && l.burst == max(burst, 1) {
+		return
+	}
+	l.perSecond, l.burst, l.callers = rate.Limit(perSecond), max(burst, 1), map[callerID]*rate.Limiter{}
+	l.others = rate.NewLimiter(l.perSecond, l.burst)
 }
 
 // Take counts a call and returns 0, or, if the caller has to wait, counts nothing and returns how long.
 func (l *Limiter) Take(c invalidation.Caller) (wait time.Duration) {
 	now := time.Now()
-	call := l.of(c, now).ReserveN(now, 1)
+	limiter := l.of(c, now)
+	if limiter == nil {
+		return 0
+	}
+	call := limiter.ReserveN(now, 1)
 	if wait = call.DelayFrom(now); wait > 0 {
 		call.CancelAt(now)
 	}
 	return wait
 }
 
+// of returns a caller's limiter, or nil if there is no limit.
 func (l *Limiter) of(c invalidation.Caller, now time.Time) *rate.Limiter {
 	id := callerID{c.Kind, c.Name}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.perSecond == 0 {
+		return nil
+	}
 	if known := l.callers[id]; known != nil {
 		return known
 	}

@@ -204,8 +204,7 @@ func (w *worker) noteHealth(ctx context.Context, h adapters.Health) {
 	case credentials == adapters.CheckFailed:
 		w.refused(now)
 	case parked && (credentials == adapters.CheckOK || h.Healthy()):
-		w.park(time.Time{})
-		w.signal()
+		w.unpark(ctx)
 	}
 	if !news {
 		return

@@ -453,3 +453,46 @@ func TestHealthIsLoggedWhenItChanges(t *testing.T) {
 type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
+
+// Runs that were refused wait as long as the target is parked, and no longer.
+func TestRunsOfAParkedTargetGoOnWithIt(t *testing.T) {
+	for name, release := range map[string]func(f *fixture) error{
+		"Resumed": func(f *fixture) error { _, err := f.engine.ResumeTarget(f.t.Context(), caller, "apm"); return err },
+		"Checked": func(f *fixture) error { _, err := f.engine.CheckTarget(f.t.Context(), caller, "apm"); return err },
+		"Changed": func(f *fixture) error { f.engine.TargetChanged(f.t.Context(), "apm"); return nil },
+		"ByTime":  func(*fixture) error { time.Sleep(16 * time.Minute); return nil },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFixture(t, "apm")
+				f.scripts["apm"].answer(func(context.Context, adapters.Request) (adapters.Result, error) {
+					time.Sleep(time.Second) // all three are refused before one is known to be
+					return adapters.Result{}, adapters.Errorf(adapters.Credentials, "no")
+				})
+				f.start(nil)
+				defer f.stop(time.Minute)
+				var ids []string
+				for _, u := range []string{"alice", "bob", "carol"} {
+					ids = append(ids, f.invalidate(user(u), 0).ID)
+				}
+				pass(5 * time.Second)
+				f.scripts["apm"].answer(ended(1))
+				pass(time.Minute)
+				for _, id := range ids {
+					if inv := f.get(id, 0); inv.Runs[0].State != invalidation.RunRetrying {
+						t.Fatalf("parked: %s", inv.Runs[0].State)
+					}
+				}
+				if err := release(f); err != nil {
+					t.Fatal(err)
+				}
+				pass(10 * time.Second)
+				for _, id := range ids {
+					if inv := f.get(id, 0); inv.Runs[0].State != invalidation.RunSucceeded {
+						t.Errorf("released: %s", inv.Runs[0].State)
+					}
+				}
+			})
+		})
+	}
+}

@@ -326,7 +326,7 @@ func (e *Engine) Targets(ctx context.Context, caller Caller) ([]TargetStatus, er
 func (w *worker) status() TargetStatus {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	s := TargetStatus{Name: w.target.Name, Kind: w.target.Kind, State: TargetActive, Supported: w.target.Supported,
+	s := TargetStatus{Name: w.target.Name, Kind: w.target.Kind, State: TargetActive, Supported: w.target.supported(),
 		Health: w.health, CheckTime: w.checkTime}
 	switch {
 	case w.pause != nil:
@@ -398,10 +398,17 @@ func (e *Engine) ResumeTarget(ctx context.Context, caller Caller, target string)
 	w.mu.Lock()
 	w.pause = nil
 	w.mu.Unlock()
-	w.park(time.Time{})
-	w.signal()
+	w.unpark(ctx)
 	w.reconsider()
 	return w.status(), nil
+}
+
+// TargetChanged lets a parked target be tried at once: it is signed in to otherwise now.
+func (e *Engine) TargetChanged(ctx context.Context, target string) {
+	if w := e.workers[target]; w != nil {
+		w.unpark(ctx)
+		w.reconsider()
+	}
 }
 
 // Ready reports whether the journal can be written: whether calls can be accepted.

@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"time"
+
+	"github.com/endsession/endsession/adapters"
 )
 
 // Errors of a [Store]. Every other error means that the journal could not be read or written and that nothing changed.
@@ -87,6 +89,10 @@ type Store interface {
 	// result will be refused.
 	// ErrNotFound, or ErrFinal with the invalidation as it is.
 	Cancel(ctx context.Context, id string, at time.Time, events []Event) (Invalidation, error)
+
+	// Hasten makes the runs at a target due at once that wait for their next attempt because the last one ended with that
+	// reason; it returns how many. It is no change of their invalidations: the attempts that follow are.
+	Hasten(ctx context.Context, target string, reason adapters.Reason) (hastened int, err error)
 
 	// Unfinished returns what is not final, by target; a target without unfinished runs is not in it.
 	Unfinished(ctx context.Context) (map[string]Unfinished, error)

@@ -24,8 +24,9 @@ type Target struct {
 	Share func(held, limit int)
 	// RetryFor is how long failed runs are retried at most; zero means the defaults by selector.
 	RetryFor time.Duration
-	// Supported are the combinations of criteria, in the API's words, that can be resolved for this target.
-	Supported []adapters.Criteria
+	// Supported are the combinations of criteria, in the API's words, that can be resolved for this target now; nil if
+	// that is not known.
+	Supported func() []adapters.Criteria
 }
 
 // Fingerprint identifies what a target's name stands for: kind and endpoint. A run carries the one it was accepted
@@ -33,6 +34,13 @@ type Target struct {
 func (t Target) Fingerprint() string {
 	sum := sha256.Sum256([]byte(t.Kind + "\x00" + t.Endpoint))
 	return hex.EncodeToString(sum[:16])
+}
+
+func (t Target) supported() []adapters.Criteria {
+	if t.Supported == nil {
+		return nil
+	}
+	return t.Supported()
 }
 
 // Resolver turns a canonical selector into a target's own names. It is asked once per run; the answer is journalled.

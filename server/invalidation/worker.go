@@ -158,6 +158,17 @@ func (w *worker) park(until time.Time) {
 	w.parkedUntil = until
 }
 
+// unpark has the target tried at once, and with it the runs that wait because their attempts were refused.
+func (w *worker) unpark(ctx context.Context) {
+	w.park(time.Time{})
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), journalTimeout)
+	defer cancel()
+	if _, err := w.e.store.Hasten(ctx, w.target.Name, adapters.ReasonUpstreamUnauthenticated); err != nil {
+		w.log.ErrorContext(ctx, "hasten the runs of a target that was parked", "error", err) // they are due in time
+	}
+	w.signal()
+}
+
 // loop claims and works until ctx ends.
 func (w *worker) loop(ctx context.Context) {
 	timer := time.NewTimer(0)
@@ -416,8 +427,7 @@ func (w *worker) judge(ctx context.Context, a attempt, log *slog.Logger) {
 			return
 		}
 		if parked, _ := w.parking(); parked {
-			w.park(time.Time{})
-			w.signal()
+			w.unpark(ctx)
 		}
 	}
 	if a.err != nil {

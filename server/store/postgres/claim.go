@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/endsession/endsession/adapters"
 	"github.com/endsession/endsession/server/invalidation"
 	"github.com/jackc/pgx/v5"
 )
@@ -146,6 +147,26 @@ func scanClaimed(rows pgx.Rows, t *tx, owner string) (claimed []invalidation.Cla
 		claimed = append(claimed, c)
 	}
 	return claimed, rows.Err()
+}
+
+// hastenRuns takes what nobody works on; what is being claimed this moment is due anyway.
+const hastenRuns = `UPDATE runs SET next_attempt_time = clock_timestamp()
+WHERE target = $1 AND due_time IS NOT NULL AND state = 'RETRYING' AND lease_until IS NULL AND next_attempt_time > clock_timestamp()
+  AND error ->> 'reason' = $2`
+
+// Hasten makes runs due that wait for their next attempt.
+func (s *Store) Hasten(ctx context.Context, target string, reason adapters.Reason) (hastened int, err error) {
+	if !storable(target) {
+		return 0, nil
+	}
+	if err := s.change(ctx, func(ctx context.Context, t *tx) error {
+		tag, err := t.Exec(ctx, hastenRuns, target, string(reason))
+		hastened = int(tag.RowsAffected())
+		return err
+	}); err != nil {
+		return 0, fmt.Errorf("hasten runs: %w", err)
+	}
+	return hastened, nil
 }
 
 // Renew prolongs leases.

@@ -38,6 +38,7 @@ var Statements = map[string]struct {
 	"claim":             {claimDue, `'apm', 0, 4, 'me', '30 s'`},
 	"claim expired":     {claimExpired, `'apm', 1, 4, 'me', '30 s'`},
 	"next due":          {selectNextDue, `'apm'`},
+	"hasten":            {hastenRuns, `'apm', 'R'`},
 	"renew":             {renewLeases, `'{a}', '{0}', '{me}', '{1}', '30 s'`},
 	"release":           {releaseRun, `'a', 0, 'me', 1`},
 	"get":               {selectInvalidation, `'a'`},

@@ -6,12 +6,17 @@ import (
 	"slices"
 	"time"
 
+	"github.com/endsession/endsession/adapters"
 	"github.com/endsession/endsession/server/invalidation"
 )
 
 // The plus before the limit keeps SQLite from planning the query anew for every value of it, which took ten times as long
 // as the query itself.
 const (
+	hastenRuns = `UPDATE runs SET next_attempt_time = ?2
+WHERE target = ?1 AND due_time IS NOT NULL AND state = 'RETRYING' AND lease_until IS NULL AND next_attempt_time > ?2
+  AND json_extract(error, '$.reason') = ?3`
+
 	selectDue = `SELECT r.invalidation_id, r.idx, r.lease_token, r.priority, i.create_time, i.caller_kind, i.caller_name, i.selector, ` + runColumns + `
 FROM runs AS r INDEXED BY runs_due CROSS JOIN invalidations AS i ON i.id = r.invalidation_id
 WHERE r.target = ?1 AND r.priority = ?2 AND r.due_time <= ?3
@@ -232,4 +237,16 @@ func (s *Store) NextDue(ctx context.Context, target string) (time.Time, bool, er
 		return time.Time{}, false, nil
 	}
 	return time.UnixMicro(max(slices.Min(due), now)).UTC(), true, nil
+}
+
+// Hasten makes runs due that wait for their next attempt.
+func (s *Store) Hasten(ctx context.Context, target string, reason adapters.Reason) (int, error) {
+	var n int64
+	if err := s.change(ctx, func(t *tx) (err error) {
+		n, err = t.exec(hastenRuns, target, t.now.UnixMicro(), string(reason))
+		return err
+	}); err != nil {
+		return 0, fmt.Errorf("hasten runs: %w", err)
+	}
+	return int(n), nil
 }

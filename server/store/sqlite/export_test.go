@@ -28,7 +28,7 @@ var Statements = map[string]string{
 	"select unfinished": selectUnfinished, "select events": selectEvents,
 	"select hash": selectHash, "select tips": selectTips, "select last link": selectLastLink, "select old chains": selectOldChains,
 	"select checkpoint": selectCheckpoint, "select checkpoints": selectCheckpoints, "upsert checkpoint": upsertCheckpoint,
-	"delete prefix": deletePrefix,
+	"delete prefix": deletePrefix, "hasten runs": hastenRuns,
 }
 
 // List is the statement that List makes of a query.

@@ -245,7 +245,7 @@ func TestQueryPlans(t *testing.T) {
 			t.Errorf("%s: builds a temporary table\n%s", name, statement)
 		}
 	}
-	rare := []string{"delete completed", "end leases", "select tips", "select old chains", "delete prefix"}
+	rare := []string{"delete completed", "end leases", "select tips", "select old chains", "delete prefix", "hasten runs"}
 	for name, statement := range sqlite.Statements {
 		check(name, statement, slices.Contains(rare, name))
 	}

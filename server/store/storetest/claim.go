@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/endsession/endsession/adapters"
 	"github.com/endsession/endsession/server/invalidation"
 )
 
@@ -512,4 +513,46 @@ func auditKeepsEvents(t *testing.T, h Harness) {
 		t.Fatal(err)
 	}
 	equal(t, "events after a crash", h.Events(t, s), append(events, events[1]))
+}
+
+func hastenTakesWhatWaits(t *testing.T, h Harness) {
+	s := h.Open(t)
+	at := now(t, s)
+	const refused = adapters.ReasonUpstreamUnauthenticated
+	add := func(target string, reason adapters.Reason) string {
+		inv, _ := accept(t, s, asked(at, target))
+		c := claimOne(t, s, invalidation.Claim{Target: target, LeaseLength: time.Hour})
+		r := retrying(c.Run, at.Add(15*time.Minute))
+		r.Error = &invalidation.RunError{Reason: reason, Message: "no", RetryDelay: 15 * time.Minute}
+		record(t, s, c.Lease, r)
+		return inv.ID
+	}
+	first, second := add("apm", refused), add("apm", refused)
+	add("apm", adapters.ReasonUpstreamBusy)
+	add("kibana", refused)
+	before := get(t, s, first)
+	n, err := s.Hasten(t.Context(), "apm", refused)
+	if err != nil || n != 2 {
+		t.Fatalf("Hasten = %d, %v; want 2", n, err)
+	}
+	after := get(t, s, first)
+	if after.Runs[0].NextAttemptTime.After(now(t, s)) || after.Revision != before.Revision {
+		t.Errorf("hastened: next attempt at %v, revision %d after %d", after.Runs[0].NextAttemptTime, after.Revision, before.Revision)
+	}
+	after.Runs[0].NextAttemptTime = before.Runs[0].NextAttemptTime
+	equal(t, "hastened", after, before)
+	var got []string
+	for _, c := range claim(t, s, invalidation.Claim{Target: "apm", Limit: 9, LeaseLength: time.Hour}) {
+		got = append(got, c.Lease.InvalidationID)
+	}
+	slices.Sort(got)
+	want := []string{first, second}
+	slices.Sort(want)
+	equal(t, "claimed", got, want)
+	if n, err := s.Hasten(t.Context(), "apm", refused); err != nil || n != 0 {
+		t.Errorf("Hasten of leased runs = %d, %v", n, err)
+	}
+	if claimed := claim(t, s, invalidation.Claim{Target: "kibana", Limit: 9, LeaseLength: time.Hour}); len(claimed) != 0 {
+		t.Errorf("another target's runs were hastened: %s", show(claimed))
+	}
 }

@@ -100,6 +100,7 @@ var laws = []struct {
 	{"List/Filters", listFilters},
 	{"List/PagesAreStable", listPages},
 	{"Unfinished/CountsByTarget", unfinishedCounts},
+	{"Hasten/TakesWhatWaitsForTheReason", hastenTakesWhatWaits},
 	{"Pause/ComesAndGoes", pauseComesAndGoes},
 	{"Audit/KeepsEvents", auditKeepsEvents},
 	{"Audit/ChainsEveryEvent", auditChains},

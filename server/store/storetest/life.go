@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/endsession/endsession/adapters"
 	"github.com/endsession/endsession/server/invalidation"
 )
 
@@ -90,6 +91,7 @@ func every(ctx context.Context, s invalidation.Store, id string, l invalidation.
 	_, errs["Unfinished"] = s.Unfinished(ctx)
 	_, errs["Pauses"] = s.Pauses(ctx)
 	errs["Pause"] = s.Pause(ctx, invalidation.Pause{Target: "apm", Time: at}, nil)
+	_, errs["Hasten"] = s.Hasten(ctx, "apm", adapters.ReasonExpired)
 	errs["Resume"] = s.Resume(ctx, "apm", nil)
 	errs["Audit"] = s.Audit(ctx, []invalidation.Event{event(at, "x", "")})
 	_, errs["Prune"] = s.Prune(ctx, at, 1)
