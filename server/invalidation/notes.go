@@ -19,7 +19,8 @@ const (
 )
 
 // Bounds of what notes may cost: those whom nobody knows must not be able to fill the disk. A source may write a few at
-// once, then one a minute; all together a few hundred at once, then one every five seconds, which is some 5 MB a day.
+// once, then one a minute; all together, for each type, a few hundred at once, then one every five seconds, which is some
+// 5 MB a day. Each type has its own bound: a flood of strangers does not hide what a known caller was denied.
 const (
 	notesOfSource  = 10
 	notesOfAll     = 300
@@ -34,8 +35,9 @@ const (
 
 // notes decides which notes are written, and counts the others.
 type notes struct {
-	mu  sync.Mutex
-	all *rate.Limiter
+	mu sync.Mutex
+	// all are the limits by type.
+	all map[string]*rate.Limiter
 	// sources are the limits by type and source. When there are too many, those are forgotten that have been quiet for so
 	// long that they may write as many as a new one; if there is none, a new source has only the limit of all.
 	sources map[noteSource]*rate.Limiter
@@ -50,7 +52,7 @@ type noteSource struct{ typ, source string }
 
 func newNotes() *notes {
 	return &notes{
-		all: rate.NewLimiter(rate.Every(noteOfAll), notesOfAll), sources: map[noteSource]*rate.Limiter{},
+		all: map[string]*rate.Limiter{}, sources: map[noteSource]*rate.Limiter{},
 		suppressed: map[string]int{}, wake: make(chan struct{}, 1),
 	}
 }
@@ -59,23 +61,43 @@ func newNotes() *notes {
 func (n *notes) admit(key noteSource, now time.Time) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	all := n.all[key.typ]
+	if all == nil {
+		all = rate.NewLimiter(rate.Every(noteOfAll), notesOfAll)
+		n.all[key.typ] = all
+	}
 	own := n.sources[key]
 	if own == nil && (len(n.sources) < maxNoteSources || n.sweep(now)) {
 		own = rate.NewLimiter(rate.Every(noteOfSource), notesOfSource)
 		n.sources[key] = own
 	}
-	if (own == nil || own.TokensAt(now) >= 1) && n.all.AllowN(now, 1) {
+	if (own == nil || own.TokensAt(now) >= 1) && all.AllowN(now, 1) {
 		if own != nil {
 			own.AllowN(now, 1)
 		}
 		return true
 	}
-	if len(n.suppressed) == 0 {
-		n.since = now
-	}
-	n.suppressed[key.typ]++
-	poke(n.wake)
+	n.count(key.typ, 1, now)
 	return false
+}
+
+// count adds to what was suppressed.
+func (n *notes) count(typ string, k int, since time.Time) {
+	if len(n.suppressed) == 0 || since.Before(n.since) {
+		n.since = since
+	}
+	n.suppressed[typ] += k
+	poke(n.wake)
+}
+
+// restore counts what could not be written. If only the journal's answer was lost it is told twice, which is better than
+// never.
+func (n *notes) restore(counts map[string]int, since time.Time) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for typ, k := range counts {
+		n.count(typ, k, since)
+	}
 }
 
 // sweep forgets the quiet ones, at most once a minute. It reports whether there is room.
@@ -103,23 +125,29 @@ func (n *notes) take() (suppressed map[string]int, since time.Time) {
 
 // Note journals an event that changes nothing and that nobody waits for: a denied call, a refused caller. source is who
 // caused it, as far as that is known: a caller's name, a remote address. If a source causes too many, or all together do,
-// they are counted instead, and the count is journalled as one event. What cannot be journalled is logged.
+// they are counted instead, and the count is journalled as one event. What cannot be journalled is logged, and counted too.
 func (e *Engine) Note(ctx context.Context, source string, event Event) {
 	if event.Time.IsZero() {
 		event.Time = e.now()
 	}
-	if !e.notes.admit(noteSource{event.Type, source}, time.Now()) {
+	now := time.Now()
+	if !e.notes.admit(noteSource{event.Type, source}, now) {
 		return
 	}
-	e.writeNote(ctx, event)
+	if !e.writeNote(ctx, event) {
+		e.notes.restore(map[string]int{event.Type: 1}, now)
+	}
 }
 
-func (e *Engine) writeNote(ctx context.Context, event Event) {
+// writeNote reports whether the event is in the journal.
+func (e *Engine) writeNote(ctx context.Context, event Event) bool {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), noteTimeout)
 	defer cancel()
 	if err := e.store.Audit(ctx, []Event{event}); err != nil {
 		e.log.ErrorContext(ctx, "journal an audit event", "type", event.Type, "error", err)
+		return false
 	}
+	return true
 }
 
 // noteLoop tells from time to time how many notes were not written, and a last time in the end.
@@ -137,13 +165,15 @@ func (e *Engine) tellSuppressed() {
 	for _, n := range counts {
 		sum += n
 	}
-	now := e.now()
-	e.writeNote(context.Background(), Event{Time: now, Type: EventSuppressed, Caller: Caller{Kind: "gateway", Name: "endsession"},
+	written := e.writeNote(context.Background(), Event{Time: e.now(), Type: EventSuppressed, Caller: Caller{Kind: "gateway", Name: "endsession"},
 		Data: mustJSON(struct {
 			Count int            `json:"count"`
 			Since time.Time      `json:"since"`
 			Types map[string]int `json:"types"`
-		}{sum, since.UTC(), counts})})
+		}{sum, since.Add(time.Duration(e.skew.Load())).UTC(), counts})})
+	if !written {
+		e.notes.restore(counts, since)
+	}
 }
 
 // pruneAudit removes events that are older than the audit trail is kept.
