@@ -109,6 +109,9 @@ func TestOneMistake(t *testing.T) {
 		"UnknownProvider":   {"provider: ldap", "provider: kerberos", "kerberos"},
 		"Beyond":            {"grpc: 127.0.0.1:0", "grpc: 0.0.0.0:0", "insecure"},
 		"SecretInTheFile":   {"${env:KIBANA_API_KEY}", "${env:KIBANA_API_KYE}", "KIBANA_API_KYE"},
+		"ShortAuditKey":     {"targets:\n", "audit: { key: only-28-characters-of-the-32, retention: 400d }\ntargets:\n", "audit: a key of 28 bytes: want at least 32"},
+		"PreviousAuditKey":  {"targets:\n", "audit: { previous_keys: [0123456789abcdef0123456789abcdef] }\ntargets:\n", "audit: there are previous keys, but no key"},
+		"SameAuditKey":      {"targets:\n", "audit: { key: 0123456789abcdef0123456789abcdef, previous_keys: [0123456789abcdef0123456789abcdef] }\ntargets:\n", "is given twice"},
 		"EmptyFile":         {"", "", "empty"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -125,6 +128,9 @@ func TestOneMistake(t *testing.T) {
 				r := cli{}.run(t, args...)
 				if (r.status != exitFailed && r.status != exitUsage) || !strings.Contains(r.err, test.says) || r.out != "" {
 					t.Errorf("%v: exit status %d: %s%s", args, r.status, r.out, r.err)
+				}
+				if strings.Contains(r.err, "0123456789abcdef") || strings.Contains(r.err, "28-characters") {
+					t.Errorf("%v: the message shows a key: %s", args, r.err)
 				}
 			}
 		})

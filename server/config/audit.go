@@ -1,6 +1,7 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -37,6 +38,10 @@ func (p *parser) audit() {
 		line = key.Line
 	}
 	a.Where = p.Where(line, "audit")
+	// A reference to nothing must not become a trail without a key.
+	if _, v := strictyaml.Lookup(n, "key"); v != nil && a.Key.IsZero() && !p.Reported("audit.key") {
+		p.Invalid(v, v.Line, "audit.key", errors.New("empty"))
+	}
 	if p.Reported("retention") || p.Reported("audit.retention") {
 		return
 	}

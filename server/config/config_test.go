@@ -384,6 +384,12 @@ func TestOneProblem(t *testing.T) {
 		{"NoLimits", sound + "limits: {}\n", "2: limits.calls_per_caller: required"},
 		{"BurstAlone", sound + "limits: {burst: 3}\n", "2: limits.calls_per_caller: required"},
 		{"NoBurst", sound + "limits: {calls_per_caller: 5/s, burst: 0}\n", "2: limits.burst: want 1 to 1000000"},
+		{"UnknownAuditKey", sound + "audit: {keys: [x]}\n", `2: audit.keys: unknown key`},
+		{"EmptyAuditKey", sound + "audit: {key: '${env:EMPTY}'}\n", "2: audit.key: empty"},
+		{"PreviousKeysAsText", sound + "audit: {previous_keys: hunter2}\n", "2: audit.previous_keys: want a list"},
+		{"AuditRetentionShort", sound + "retention: 30d\naudit: {retention: 29d}\n", "3: audit.retention: want at least the 30d that invalidations are kept (retention)"},
+		{"AuditRetentionShorterThanTheDefault", sound + "audit: {retention: 89d}\n", "2: audit.retention: want at least the 90d"},
+		{"AuditRetentionUnit", sound + "audit: {retention: forever}\n", "2: audit.retention: want a time span"},
 		{"Deep", "auth: " + strings.Repeat("[", 200) + strings.Repeat("]", 200) + "\n" + sound, "nested too deeply"},
 	} {
 		t.Run(x.name, func(t *testing.T) {
@@ -412,6 +418,24 @@ func TestSoundTargetsSurvive(t *testing.T) {
 		t.Error("a directory with problems is kept")
 	}
 }
+
+// TestAuditRetention: events are kept at least as long as the invalidations that they tell of.
+func TestAuditRetention(t *testing.T) {
+	for text, want := range map[string]config.Duration{
+		"":                                400 * day,
+		"retention: 30d\n":                400 * day,
+		"retention: 500d\n":               500 * day,
+		"audit: {key: '${env:SECRET}'}\n": 400 * day,
+		"retention: 30d\naudit: {retention: 30d}\n": 30 * day,
+	} {
+		c, err := parse(sound + text)
+		if err != nil || c.Audit.Retention != want {
+			t.Errorf("%q: got %v, %v; want %v", text, c.Audit.Retention, err, want)
+		}
+	}
+}
+
+const day = config.Duration(24 * time.Hour)
 
 func TestReferences(t *testing.T) {
 	c, err := parse("listen: {insecure: '${env:YES}', grpc: '0.0.0.0:1', http: 'localhost:0', admin: 'localhost:0'}\n" +
