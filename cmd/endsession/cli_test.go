@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"unicode"
 
 	"github.com/endsession/endsession/adapters/bigiq/bigiqtest"
 	"github.com/spf13/cobra"
@@ -475,5 +476,27 @@ func TestHelp(t *testing.T) {
 func TestVersion(t *testing.T) {
 	if r := (cli{}).run(t, "version"); r.status != 0 || !regexp.MustCompile(`^endsession \S+ go1\.\S+ \w+/\w+\n$`).MatchString(r.out) {
 		t.Errorf("exit status %d: %q %s", r.status, r.out, r.err)
+	}
+}
+
+// TestTerminalsAreNotSpokenTo: what callers and targets name is shown, and does nothing to a terminal.
+func TestTerminalsAreNotSpokenTo(t *testing.T) {
+	_, c := startForCLI(t)
+	const name = "eve\x1b[2J\r\x9b\u009b31m\u202e\tforged\ninvalidations/x  SUCCEEDED"
+	id := strings.ToValidUTF8(name, "")
+	for _, args := range [][]string{
+		{"preview", "--user", id},
+		{"invalidate", "--yes", "--user", id, "--reason", id, "--wait", "1s"},
+		{"list"},
+		{"targets", "pause", "apm", "--reason", id},
+		{"targets", "list"},
+	} {
+		got := c.run(t, args...)
+		if bad := strings.IndexFunc(got.out, func(r rune) bool { return r != '\n' && !unicode.IsPrint(r) }); bad >= 0 || strings.Contains(got.out, "\ninvalidations/x") {
+			t.Errorf("%s: at %d of %q", args[0], bad, got.out)
+		}
+		if args[0] == "list" && !strings.Contains(got.out, `eve\x1b[2J\r\u009b31m\u202e\tforged\ninvalidations/x`) {
+			t.Errorf("the name is not shown:\n%s", got.out)
+		}
 	}
 }

@@ -93,7 +93,7 @@ func confirm(cmd *cobra.Command, client endsessionv1.SessionServiceClient, req *
 	if err != nil {
 		return callError(err)
 	}
-	if err := printPreviews(cmd.ErrOrStderr(), previews.GetPreviews()); err != nil {
+	if err := new(output).print(cmd.ErrOrStderr(), previews, func(w io.Writer) error { return printPreviews(w, previews.GetPreviews()) }); err != nil {
 		return err
 	}
 	return ask(cmd, "End these sessions?")

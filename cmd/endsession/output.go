@@ -3,14 +3,17 @@ package main
 import (
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	endsessionv1 "github.com/endsession/endsession/gen/endsession/v1"
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
 // output is the form a command prints in.
@@ -28,9 +31,10 @@ func (o *output) check() error {
 	return nil
 }
 
-// print writes a message as JSON, in one line, or hands it to table.
+// print writes a message as JSON, in one line, or makes it harmless to a terminal and hands it to table.
 func (o *output) print(w io.Writer, m proto.Message, table func(io.Writer) error) error {
 	if o.format != "json" {
+		defuse(m.ProtoReflect())
 		return table(w)
 	}
 	b, err := protojson.Marshal(m)
@@ -39,6 +43,50 @@ func (o *output) print(w io.Writer, m proto.Message, table func(io.Writer) error
 	}
 	_, err = fmt.Fprintf(w, "%s\n", b)
 	return err
+}
+
+// defuse makes what is not to be seen, in all texts of a message, an escape that is: line breaks, tabs, a terminal's
+// commands, marks that turn the direction. Callers and targets choose names, and could otherwise forge lines of a table
+// that somebody decides by.
+func defuse(m protoreflect.Message) {
+	value := func(v protoreflect.Value) protoreflect.Value {
+		switch x := v.Interface().(type) {
+		case string:
+			return protoreflect.ValueOfString(visible(x))
+		case protoreflect.Message:
+			defuse(x)
+		}
+		return v
+	}
+	m.Range(func(fd protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		switch {
+		case fd.IsMap(): // keys are names of targets, and labels, which have no such characters
+			v.Map().Range(func(key protoreflect.MapKey, x protoreflect.Value) bool {
+				v.Map().Set(key, value(x))
+				return true
+			})
+		case fd.IsList():
+			for i := range v.List().Len() {
+				v.List().Set(i, value(v.List().Get(i)))
+			}
+		default:
+			m.Set(fd, value(v))
+		}
+		return true
+	})
+}
+
+// visible writes characters that are not to be seen as Go does in a literal.
+func visible(text string) string {
+	var b strings.Builder
+	for _, r := range text {
+		if unicode.IsPrint(r) {
+			b.WriteRune(r)
+		} else {
+			b.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
+		}
+	}
+	return b.String()
 }
 
 // word takes the enum's prefix off: RUN_STATE_SUCCEEDED with prefix RUN_STATE_ is SUCCEEDED.

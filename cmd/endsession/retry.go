@@ -53,7 +53,7 @@ func newRetry(conn *connection) *cobra.Command {
 				if err != nil {
 					return callError(err)
 				}
-				if err := printInvalidation(cmd.ErrOrStderr(), old.GetInvalidation()); err != nil {
+				if err := new(output).print(cmd.ErrOrStderr(), old, func(w io.Writer) error { return printInvalidation(w, old.GetInvalidation()) }); err != nil {
 					return err
 				}
 				if err := ask(cmd, "End these sessions again, at the targets that failed?"); err != nil {
