@@ -698,3 +698,31 @@ func TestErrorsHoldNoSecret(t *testing.T) {
 		}
 	}
 }
+
+// TestDatabaseMustProveWhoItIs: or the log says that it need not. No server is asked.
+func TestDatabaseMustProveWhoItIs(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for dsn, warned := range map[string]bool{
+		"postgres://u:p@db.example/x":                                 true,
+		"postgres://u:p@db.example/x?sslmode=disable":                 true,
+		"postgres://u:p@db.example/x?sslmode=require":                 true,
+		"postgres://u:p@127.0.0.1,db.example/x?sslmode=prefer":        true,
+		"postgres://u:p@db.example/x?sslmode=verify-ca":               false,
+		"postgres://u:p@db.example/x?sslmode=verify-full":             false,
+		"postgres://u:p@db.example,db2.example/x?sslmode=verify-full": false,
+		"postgres://u:p@127.0.0.1/x?sslmode=disable":                  false,
+		"host=/run/postgresql user=u":                                 false,
+		"host=::1 user=u":                                             false,
+		"host=localhost user=u":                                       false,
+	} {
+		var log bytes.Buffer
+		if _, err := postgres.Open(ctx, postgres.Options{DSN: secret.New(dsn), Logger: slog.New(slog.NewTextHandler(&log, nil))}); err == nil {
+			t.Errorf("%s: Open succeeded", dsn)
+		}
+		if got := strings.Contains(log.String(), "sslmode=verify-full") && strings.Contains(log.String(), "host=db.example"); got != warned {
+			t.Errorf("%s: warned %t, want %t:\n%s", dsn, got, warned, &log)
+		}
+	}
+}

@@ -2,10 +2,13 @@ package postgres
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,6 +17,7 @@ import (
 	"github.com/endsession/endsession/server/audit"
 	"github.com/endsession/endsession/server/invalidation"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
@@ -78,6 +82,10 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 		// The driver's message holds what it could not parse, perhaps the password.
 		return nil, errors.New("open journal: the DSN cannot be parsed")
 	}
+	if host := unprovenHost(cfg.ConnConfig.Config); host != "" {
+		o.Logger.WarnContext(ctx, "the database may be spoken to without TLS, or without proof that it is the right one: whoever is on the way can write "+
+			"what is to be ended; add sslmode=verify-full to the DSN", "host", host)
+	}
 	s := &Store{timeout: o.Timeout, log: o.Logger, trail: newTrail(o.Keys)}
 	s.configure(cfg, o)
 	schema, err := s.prepare(ctx, cfg.ConnConfig)
@@ -95,6 +103,25 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 	s.news.start()
 	s.trail.begin(s, o.linkInterval)
 	return s, nil
+}
+
+// unprovenHost returns a host of the DSN, beyond this machine, that does not have to prove who it is; "" if there is none.
+// The driver's default, sslmode=prefer, falls back to plain text.
+func unprovenHost(c pgconn.Config) string {
+	unproven := func(host string, t *tls.Config) bool {
+		ip := net.ParseIP(host)
+		local := strings.HasPrefix(host, "/") || host == "localhost" || ip != nil && ip.IsLoopback()
+		return !local && (t == nil || t.InsecureSkipVerify && t.VerifyPeerCertificate == nil) // verify-ca does it itself
+	}
+	if unproven(c.Host, c.TLSConfig) {
+		return c.Host
+	}
+	for _, f := range c.Fallbacks {
+		if unproven(f.Host, f.TLSConfig) {
+			return f.Host
+		}
+	}
+	return ""
 }
 
 // configure adds what the journal needs to what the DSN says.
