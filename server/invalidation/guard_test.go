@@ -2,6 +2,7 @@ package invalidation_test
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -519,6 +520,45 @@ func TestRetryIsJudgedForWhoRetries(t *testing.T) {
 		}
 		if q := p.last(t, invalidation.RightRetry); q.Own || q.Call == nil {
 			t.Errorf("asked %+v", q)
+		}
+	})
+}
+
+// TestDenialsCannotFillTheJournal, and none is forgotten: what is not written is counted. Accepted calls are written
+// meanwhile, and so are the denials of others.
+func TestDenialsCannotFillTheJournal(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f, p := ruled(t, "apm")
+		f.start(nil)
+		defer f.stop(time.Minute)
+		for range 1000 {
+			_, err := f.ask(other, user("alice"))
+			wantCallError(t, err, invalidation.Denied, adapters.ReasonPolicyDenied)
+		}
+		if _, err := f.ask(help, user("bob")); err != nil {
+			t.Fatal(err)
+		}
+		p.grants = grants()
+		_, err := f.ask(help, user("alice"))
+		wantCallError(t, err, invalidation.Denied, adapters.ReasonPolicyDenied)
+		sleep(2 * time.Minute)
+		told := map[string]int{}
+		suppressed := 0
+		for _, e := range f.trail() {
+			told[e.Type+" "+e.Caller.Kind]++
+			if e.Type == invalidation.EventSuppressed {
+				var data struct{ Count int }
+				if err := json.Unmarshal(e.Data, &data); err != nil {
+					t.Fatal(err)
+				}
+				suppressed += data.Count
+			}
+		}
+		if told["call.denied oidc"] != 10 || suppressed != 990 {
+			t.Errorf("1000 denials of one caller are %d events, and %d are counted; want 10 and 990", told["call.denied oidc"], suppressed)
+		}
+		if told["invalidation.accepted api_key"] != 1 || told["call.denied api_key"] != 1 {
+			t.Errorf("of another caller there are %v, want one accepted and one denied", told)
 		}
 	})
 }
