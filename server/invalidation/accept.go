@@ -209,22 +209,29 @@ func runStates(runs []Run) []RunState {
 	return states
 }
 
+// planned is what an event says of a run that has not begun: what would be sent, and on what terms.
+type planned struct {
+	Target   string             `json:"target"`
+	State    RunState           `json:"state"`
+	Selector *adapters.Selector `json:"selector,omitempty"`
+	Terms    Terms              `json:"terms,omitzero"`
+	Error    *RunError          `json:"error,omitempty"`
+}
+
+func plans(runs []Run) []planned {
+	all := make([]planned, len(runs))
+	for i, r := range runs {
+		all[i] = planned{r.Target, r.State, r.Selector, r.Terms, r.Error}
+	}
+	return all
+}
+
 // acceptEvent is the audit event of an acceptance; it is journalled before the first request is sent.
 func acceptEvent(inv Invalidation) Event {
-	type planned struct {
-		Target   string             `json:"target"`
-		State    RunState           `json:"state"`
-		Selector *adapters.Selector `json:"selector,omitempty"`
-		Terms    Terms              `json:"terms,omitzero"`
-		Error    *RunError          `json:"error,omitempty"`
-	}
 	data := struct {
 		Call    Call      `json:"call"`
 		RetryOf string    `json:"retry_of,omitempty"`
 		Runs    []planned `json:"runs"`
-	}{Call: inv.Call, RetryOf: inv.RetryOf}
-	for _, r := range inv.Runs {
-		data.Runs = append(data.Runs, planned{r.Target, r.State, r.Selector, r.Terms, r.Error})
-	}
+	}{inv.Call, inv.RetryOf, plans(inv.Runs)}
 	return Event{Time: inv.CreateTime, Type: "invalidation.accepted", Caller: inv.Caller, InvalidationID: inv.ID, Data: mustJSON(data)}
 }

@@ -105,15 +105,17 @@ func (e *Engine) Cancel(ctx context.Context, caller Caller, id string) (Invalida
 	if _, err := e.judge(ctx, about(RightCancel, caller, inv)); err != nil {
 		return Invalidation{}, err
 	}
-	return e.cancel(ctx, caller, id)
+	return e.cancel(ctx, caller, inv)
 }
 
-// cancel does what the caller may.
-func (e *Engine) cancel(ctx context.Context, caller Caller, id string) (Invalidation, error) {
-	now := e.now()
+// cancel does what the caller may. read is the invalidation as it was found.
+func (e *Engine) cancel(ctx context.Context, caller Caller, read Invalidation) (Invalidation, error) {
+	now, id := e.now(), read.ID
+	unfinished := targetsOf(slices.DeleteFunc(slices.Clone(read.Runs), func(r Run) bool { return r.State.Final() }))
 	jctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), journalTimeout)
 	defer cancel()
-	inv, err := e.store.Cancel(jctx, id, now, []Event{{Time: now, Type: "invalidation.cancelled", Caller: caller, InvalidationID: id}})
+	inv, err := e.store.Cancel(jctx, id, now, []Event{{Time: now, Type: "invalidation.cancelled", Caller: caller, InvalidationID: id,
+		Data: mustJSON(map[string][]string{"unfinished": unfinished})}})
 	if errors.Is(err, ErrFinal) {
 		if inv.State == Cancelled {
 			return inv, nil // again: the answer is the same
@@ -162,7 +164,7 @@ func (e *Engine) CancelByLabel(ctx context.Context, caller Caller, key, value st
 				if _, denied[i] = e.judge(gctx, about(RightCancel, caller, inv)); denied[i] != nil {
 					return nil
 				}
-				_, err := e.cancel(gctx, caller, inv.ID)
+				_, err := e.cancel(gctx, caller, inv)
 				var ce *CallError
 				if errors.As(err, &ce) && (ce.Code == FailedPrecondition || ce.Code == NotFound) {
 					return nil // it has ended meanwhile
@@ -252,8 +254,9 @@ func (e *Engine) Preview(ctx context.Context, caller Caller, call Call) ([]Targe
 		return nil, err
 	}
 	if err := e.audit(ctx, Event{Time: now, Type: "invalidation.previewed", Caller: caller, Data: mustJSON(struct {
-		Call Call `json:"call"`
-	}{call})}); err != nil {
+		Call Call      `json:"call"`
+		Runs []planned `json:"runs"`
+	}{call, plans(runs)})}); err != nil {
 		return nil, err
 	}
 	previews := make([]TargetPreview, len(runs))

@@ -498,11 +498,16 @@ func runEvent(c ClaimedRun, r Run, at time.Time) Event {
 		RunPending: "run.waiting", RunRunning: "run.progressed", RunRetrying: "run.retrying", RunSucceeded: "run.succeeded",
 		RunUnsupported: "run.unsupported", RunFailed: "run.failed", RunCancelled: "run.cancelled",
 	}[r.State]
-	return Event{Time: at, Type: typ, Caller: c.Caller, InvalidationID: c.Lease.InvalidationID, Target: r.Target, Data: runData(r)}
+	return Event{Time: at, Type: typ, Caller: c.Caller, InvalidationID: c.Lease.InvalidationID, Target: r.Target, Data: runData(c, r)}
 }
 
-func runData(r Run) json.RawMessage {
+func runData(c ClaimedRun, r Run) json.RawMessage {
 	data := map[string]any{"attempts": r.Attempts}
+	if c.Run.Selector == nil && r.Selector != nil {
+		// The directory has answered at last: the acceptance could not tell.
+		data["selector"] = r.Selector
+		data["terms"] = r.Terms
+	}
 	if r.Counted {
 		data["count"] = r.Count
 	}
