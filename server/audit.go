@@ -15,8 +15,8 @@ import (
 	"github.com/endsession/endsession/server/store/sqlite"
 )
 
-// auditKeys are the keys of the audit trail.
-func auditKeys(c *config.Config) (audit.Keys, error) {
+// AuditKeys are the keys of the audit trail that a configuration names.
+func AuditKeys(c *config.Config) (audit.Keys, error) {
 	keys, err := audit.NewKeys(c.Audit.Key, c.Audit.PreviousKeys...)
 	if err != nil {
 		return audit.Keys{}, fmt.Errorf("%s: %w", c.Audit.Where, err)
@@ -35,24 +35,20 @@ type Trail interface {
 	Close() error
 }
 
-// OpenTrail opens the audit trail of the journal that a configuration names, and returns its keys.
-func OpenTrail(ctx context.Context, c *config.Config) (Trail, audit.Keys, error) {
-	keys, err := auditKeys(c)
-	if err != nil {
-		return nil, audit.Keys{}, err
-	}
+// OpenTrail opens the audit trail of the journal that a configuration names.
+func OpenTrail(ctx context.Context, c *config.Config) (Trail, error) {
 	if p := c.Store.Postgres; p != nil {
 		t, err := postgres.OpenTrail(ctx, p.DSN)
 		if err != nil {
-			return nil, audit.Keys{}, err
+			return nil, err
 		}
-		return t, keys, nil
+		return t, nil
 	}
 	t, err := sqlite.OpenTrail(c.Store.SQLite.Path)
 	if err != nil {
-		return nil, audit.Keys{}, err
+		return nil, err
 	}
-	return t, keys, nil
+	return t, nil
 }
 
 // noter is the part of the engine that journals what changes nothing.

@@ -221,7 +221,7 @@ func assemble(o Options) (a assembly, err error) {
 	}
 	a.policy, err = newPolicy(o.Config)
 	note(err)
-	a.keys, err = auditKeys(o.Config)
+	a.keys, err = AuditKeys(o.Config)
 	note(err)
 	a.live = &live{options: o, callers: a.callers, limiter: api.NewLimiter(0, 0), targets: map[string]*liveTarget{}, config: o.Config}
 	for _, t := range o.Config.Targets {

@@ -62,9 +62,13 @@ func (j *journal) open(ctx context.Context) (server.Trail, audit.Keys, error) {
 	if err != nil {
 		return nil, audit.Keys{}, &exitError{exitUsage, err}
 	}
-	trail, keys, err := server.OpenTrail(ctx, conf)
+	keys, err := server.AuditKeys(conf)
 	if err != nil {
-		return nil, audit.Keys{}, &exitError{exitFailed, err}
+		return nil, audit.Keys{}, &exitError{exitUsage, err}
+	}
+	trail, err := server.OpenTrail(ctx, conf)
+	if err != nil {
+		return nil, audit.Keys{}, &exitError{exitUnreadable, err}
 	}
 	return trail, keys, nil
 }
@@ -99,7 +103,8 @@ func newAuditVerify() *cobra.Command {
 or put elsewhere. It ends with the heads of all chains: keep them where nobody who can write to the journal can change
 them, and give them to the next verify, which then finds out whether the end of the trail was cut off since.
 
-Exit status: 0 if everything is proven, 1 if something is wrong or cannot be read, 2 usage.`,
+Exit status: 0 everything is proven, 1 something is wrong, 2 usage, or the configuration, a key or a kept head cannot be
+used, 6 the journal cannot be read: then nothing is known of it.`,
 		Example: `  endsession audit verify --config endsession.yaml > heads.txt
   endsession audit verify --config endsession.yaml --head heads.txt`,
 		Args: cobra.NoArgs,
@@ -127,11 +132,11 @@ Exit status: 0 if everything is proven, 1 if something is wrong or cannot be rea
 			report, err := audit.Verify(cmd.Context(), trail, v)
 			if err != nil {
 				_ = out.Flush()
-				return &exitError{exitFailed, err}
+				return &exitError{exitUnreadable, err}
 			}
 			printReport(out, report, keys)
 			if err := out.Flush(); err != nil {
-				return &exitError{exitFailed, err}
+				return &exitError{exitUnreadable, err} // whoever reads the report has not seen it
 			}
 			if report.Findings > 0 {
 				return &exitError{exitFailed, fmt.Errorf("the audit trail is not what was written: %s", counted(report.Findings, "finding"))}

@@ -119,6 +119,15 @@ func TestAudit(t *testing.T) {
 	verify(exitUsage)
 	verify(exitUsage, "--config", path, "--key-file", key)
 	verify(exitUsage, "--config", path, "--head", path)
+	verify(exitUsage, "--config", filepath.Join(dir, "none.yaml"))
+	verify(exitUsage, "--sqlite", journal, "--key-file", filepath.Join(dir, "none"))
+	short := filepath.Join(dir, "short-key")
+	if err := os.WriteFile(short, []byte("0123456789abcdef\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	verify(exitUsage, "--sqlite", journal, "--key-file", short)
+	verify(exitUnreadable, "--sqlite", filepath.Join(dir, "none.db"), "--key-file", key)
+	verify(exitUnreadable, "--sqlite", path, "--key-file", key)
 
 	// What was exported already does not come again.
 	if status, out, errs := command(t, "audit", "export", "--config", path, "--position", filepath.Join(dir, "position")); status != 0 || strings.Contains(out, "alice") {

@@ -19,6 +19,7 @@ const (
 	exitPartial      = 3
 	exitStillRunning = 4
 	exitNotAccepted  = 5
+	exitUnreadable   = 6
 )
 
 // exitError is a command's end with a status other than 0; its message, if any, was not printed yet.
