@@ -107,6 +107,8 @@ func Open(ctx context.Context, o Options) (_ *Server, err error) {
 	}
 	if parts.Authenticator == nil {
 		o.Logger.WarnContext(ctx, "callers are not authenticated: everybody who reaches the ports may end sessions")
+	} else if a.keys.Current() == "" {
+		o.Logger.WarnContext(ctx, "the audit trail has no key (audit.key): whoever can write to the journal can change it unseen")
 	}
 
 	// The name in leases, and in what the database shows of its connections: from either, this log is found.

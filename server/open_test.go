@@ -425,3 +425,22 @@ targets:
 		t.Errorf("a sound configuration: %v", err)
 	}
 }
+
+// TestAuditWithoutAKeyIsWarnedOf, where it matters who did what.
+func TestAuditWithoutAKeyIsWarnedOf(t *testing.T) {
+	const auth = "auth: { api_keys: [ { name: helpdesk, sha256: ['0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef'] } ] }\n"
+	const key = "audit: { key: 0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef }\n"
+	for name, test := range map[string]struct {
+		text string
+		want bool
+	}{"Without": {auth, true}, "With": {auth + key, false}, "Nobody": {"", false}} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := openAs(t, t.TempDir(), test.text+deskYAML, newDesks())
+				if got := strings.Contains(s.log.String(), "the audit trail has no key"); got != test.want {
+					t.Errorf("warned %t, want %t:\n%s", got, test.want, s.log)
+				}
+			})
+		})
+	}
+}
