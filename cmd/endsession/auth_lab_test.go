@@ -47,7 +47,7 @@ func startGuarded(t *testing.T) *guarded {
 }
 
 // startGuardedLab serves a lab, with more of a configuration.
-func startGuardedLab(t *testing.T, l *lab, more string) *guarded {
+func startGuardedLab(t *testing.T, l *lab, more string, change ...optioned) *guarded {
 	t.Helper()
 	g := &guarded{dir: t.TempDir(), keys: map[string]string{}}
 	var err error
@@ -95,7 +95,7 @@ func startGuardedLab(t *testing.T, l *lab, more string) *guarded {
 			"\nauth:\n  api_keys:\n" + keys.String() +
 			"  oidc: [{ issuer: '" + url + "', audience: endsession, ca_file: idp.pem }]\n  mtls: { name: cn }\n" + guardedPolicy + more
 	}}.write(t)
-	g.inProcess = startInProcess(t, l, g.path, nil)
+	g.inProcess = startInProcess(t, l, g.path, nil, change...)
 	return g
 }
 

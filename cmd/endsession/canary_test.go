@@ -16,9 +16,12 @@ import (
 	"testing"
 	"time"
 
+	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 	"google.golang.org/grpc/status"
 
+	"github.com/endsession/endsession/server"
 	"github.com/endsession/endsession/server/auth/authtest"
+	"github.com/endsession/endsession/server/telemetry"
 )
 
 // echoing is a system that now and then, instead of doing what it is asked, sends back all it was sent: in an error, in
@@ -62,10 +65,16 @@ func TestSecretsAreNowhere(t *testing.T) {
 	for name, s := range l.systems {
 		l.systems[name] = &echoing{emulated: s}
 	}
-	g := startGuardedLab(t, l, "")
+	spans := tracetest.NewSpanRecorder()
+	reported, err := telemetry.New(t.Context(), telemetry.Options{Spans: spans})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const auditKey = "audit-s3cret-0123456789-abcdefghij-xyz"
+	g := startGuardedLab(t, l, "\naudit: { key: "+auditKey+" }\n", func(o *server.Options) { o.Telemetry = reported })
 	secrets := map[string]string{
 		"BIG-IQ password": labBIGIQPassword, "Kibana key": labKibanaKey, "Element password": labElementPassword,
-		"API key": g.keys["helpdesk"], "expired API key": g.keys["expired"],
+		"audit key": auditKey, "API key": g.keys["helpdesk"], "expired API key": g.keys["expired"],
 		"token": g.token(t, authtest.Client{Subject: "svc-hr", Audience: []string{"endsession"}}),
 	}
 	key, err := os.ReadFile(filepath.Join(g.dir, "tls.key"))
@@ -150,8 +159,11 @@ func TestSecretsAreNowhere(t *testing.T) {
 
 	time.Sleep(100 * time.Millisecond) // lines of attempts that answered last; not needed for the test to hold
 	note("log", g.log.String())
+	for _, s := range spans.Ended() {
+		note("traces", fmt.Sprint(s.Name(), s.Attributes(), s.Events(), s.Status()))
+	}
 	for name, least := range map[string]int{"log": 5000, "previews": 2000, "invalidations": 5000, "checks": 2000, "metrics": 5000,
-		"answers over REST": 5000, "errors over gRPC": 1000, "config check": 1000} {
+		"answers over REST": 5000, "errors over gRPC": 1000, "config check": 1000, "traces": 5000} {
 		if len(outputs[name]) < least {
 			t.Errorf("%s: only %d bytes: the test has lost what it looks at", name, len(outputs[name]))
 		}

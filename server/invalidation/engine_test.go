@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -820,6 +822,46 @@ func TestTooManyCallsAtOnceAreRefused(t *testing.T) {
 		}
 		wg.Wait()
 		f.invalidate(user("bob"), 0)
+	})
+}
+
+// However many call at once, what is held for them is bounded: the calls that wait, and nothing of those refused.
+func TestOverloadLeavesMemoryBounded(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f := newFixture(t, "apm")
+		f.options.MaxCalls = 16
+		f.scripts["apm"].answer(hang)
+		f.start(nil)
+		defer f.stop(time.Second)
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		for range 16 {
+			wg.Go(func() {
+				_, _, _ = f.engine.Invalidate(ctx, invalidation.Request{Caller: caller, Call: user("alice"), Wait: time.Minute})
+			})
+		}
+		synctest.Wait()
+		held := func() (bytes uint64, goroutines int) {
+			var m runtime.MemStats
+			runtime.GC()
+			runtime.ReadMemStats(&m)
+			return m.HeapAlloc, runtime.NumGoroutine()
+		}
+		refuse := func(n int) {
+			for range n {
+				_, _, err := f.engine.Invalidate(ctx, invalidation.Request{Caller: caller, Call: user(strings.Repeat("x", 1000)), Wait: time.Minute})
+				wantCallError(t, err, invalidation.Exhausted, invalidation.ReasonOverloaded)
+			}
+		}
+		refuse(100)
+		bytes, goroutines := held()
+		refuse(20_000)
+		// A kilobyte a call would be twenty megabytes.
+		if b, g := held(); b > bytes+2<<20 || g > goroutines {
+			t.Errorf("after 20,000 refused calls: %d bytes more, %d goroutines more", b-bytes, g-goroutines)
+		}
+		cancel()
+		wg.Wait()
 	})
 }
 
