@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -209,14 +210,16 @@ func TestRequestThatDoesNotCome(t *testing.T) {
 		s := start(t, &fakeEngine{})
 		client := dial(t, s.httpListener)
 		began := time.Now()
-		go func() {
+		var typing sync.WaitGroup
+		defer typing.Wait()
+		typing.Go(func() {
 			for { // a byte a second
 				if _, err := io.WriteString(client, "G"); err != nil {
 					return
 				}
 				time.Sleep(time.Second)
 			}
-		}()
+		})
 		_, _ = io.Copy(io.Discard, client)
 		if took := time.Since(began); took > 11*time.Second {
 			t.Errorf("the connection lived %v", took)

@@ -369,7 +369,7 @@ func TestProblemsOfRules(t *testing.T) {
 	}
 	for _, want := range []string{
 		"f:1: a: undefined field 'usr' (line 1, column 8 of", "f:2: b: Syntax error", "f:3: c: yields string, want true or false",
-		"f:4: d: yields dyn, want true or false; what a claim holds", "f:5: e: undeclared reference to 'nobody' (in container '') (line 2, column 2 of",
+		"f:4: d: yields dyn, want true or false; what a claim holds", "f:5: e: undeclared reference to 'nobody' (line 2, column 2 of",
 		"f:6: f: the expression cannot be used (more is not said", "f:7: g: invalid matches argument", "f:8: h: found no matching overload", "f:9: i: ",
 		`f:11: k: a rule needs a name of its own, got "good"`, "f:12: l: rule none: no rights", `f:13: m: rule kill: unknown right "kill"`,
 		"f:14: n: rule terms: it denies", "f:15: o: ", "protected user",
