@@ -88,7 +88,7 @@ func (e *Engine) spares(sel Selector, terms Terms) bool {
 }
 
 // brake keeps a run within the terms under which it is let through: it ends one that must not, or cannot be known to,
-// stay within them. What can only be seen in the target's own list is left to [worker.vet].
+// stay within them. What can only be seen in the target's own list is left to [Engine.vetting].
 func (e *Engine) brake(run Run, terms Terms) Run {
 	run.Terms = terms
 	if run.Selector == nil {

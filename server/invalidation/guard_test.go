@@ -27,7 +27,7 @@ type rulebook struct {
 	grants    map[invalidation.Right]bool // of help; others have none
 	everybody map[invalidation.Right]bool
 	terms     invalidation.Terms
-	slow      bool // to judge calls takes as long as one has
+	slow      invalidation.Right // to judge it takes as long as one has
 	refuse    func(q invalidation.Question) bool
 	protected []string // names, anywhere; "target/name" at a target only
 	asked     []invalidation.Question
@@ -35,7 +35,7 @@ type rulebook struct {
 
 func (p *rulebook) Judge(ctx context.Context, q invalidation.Question) (invalidation.Terms, error) {
 	p.mu.Lock()
-	if p.slow && q.Right == invalidation.RightInvalidate {
+	if p.slow == q.Right {
 		p.mu.Unlock()
 		<-ctx.Done()
 		return invalidation.Terms{}, ctx.Err()
@@ -482,13 +482,13 @@ func TestNoAnswerOfThePolicyIsNoRefusal(t *testing.T) {
 			t.Fatal(err)
 		}
 		p.mu.Lock()
-		p.slow = true
+		p.slow = invalidation.RightInvalidate
 		p.mu.Unlock()
 		directory.away.Store(false)
 		sleep(15 * time.Second) // the policy is being asked
 		f.stop(time.Second)
 		p.mu.Lock()
-		p.slow = false
+		p.slow = ""
 		p.mu.Unlock()
 		f.start(nil)
 		defer f.stop(time.Minute)
@@ -559,6 +559,31 @@ func TestDenialsCannotFillTheJournal(t *testing.T) {
 		}
 		if told["invalidation.accepted api_key"] != 1 || told["call.denied api_key"] != 1 {
 			t.Errorf("of another caller there are %v, want one accepted and one denied", told)
+		}
+	})
+}
+
+// A cancellation by label that runs out of time while it is judged says so: nobody was refused anything.
+func TestCancelByLabelOutOfTimeIsNoRefusal(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f, p := ruled(t, "apm")
+		f.scripts["apm"].answer(hang)
+		f.start(nil)
+		defer f.stop(time.Second)
+		_, _, err := f.engine.Invalidate(t.Context(), invalidation.Request{Caller: help,
+			Call: invalidation.Call{Selector: user("alice").Selector, Labels: map[string]string{"job": "x"}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.mu.Lock()
+		p.slow = invalidation.RightCancel
+		p.mu.Unlock()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		sum, err := f.engine.CancelByLabel(ctx, help, "job", "x")
+		wantCallError(t, err, invalidation.Unavailable, invalidation.ReasonNotAccepted)
+		if sum.NotAllowed != 0 || len(sum.Cancelled) != 0 {
+			t.Errorf("summary %+v, want nothing", sum)
 		}
 	})
 }

@@ -161,11 +161,14 @@ func (e *Engine) CancelByLabel(ctx context.Context, caller Caller, key, value st
 				if gctx.Err() != nil {
 					return gctx.Err()
 				}
-				if _, denied[i] = e.judge(gctx, about(RightCancel, caller, inv)); denied[i] != nil {
+				var ce *CallError
+				if _, err := e.judge(gctx, about(RightCancel, caller, inv)); errors.As(err, &ce) && ce.Code == Denied {
+					denied[i] = err
 					return nil
+				} else if err != nil {
+					return err // no answer is no refusal
 				}
 				_, err := e.cancel(gctx, caller, inv)
-				var ce *CallError
 				if errors.As(err, &ce) && (ce.Code == FailedPrecondition || ce.Code == NotFound) {
 					return nil // it has ended meanwhile
 				}
