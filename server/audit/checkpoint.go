@@ -75,8 +75,23 @@ func (k Keys) Prefix(chain string, from *Checkpoint) (*Prefix, error) {
 // Chain is the chain's name.
 func (p *Prefix) Chain() string { return p.walk.chain }
 
-// Add takes the next event in, or says why it cannot be removed; then it is not in.
-func (p *Prefix) Add(e Entry) error {
+// AddOlder takes those of the next events in that are the chain's and older than that time, and returns how many. The
+// error says why the first of them that is not in cannot be removed.
+func (p *Prefix) AddOlder(next []Entry, before time.Time) (n int, err error) {
+	for _, e := range next {
+		if e.Chain != p.walk.chain || !e.Time.Before(before) {
+			break
+		}
+		if err := p.add(e); err != nil {
+			return n, err
+		}
+		n++
+	}
+	return n, nil
+}
+
+// add takes the next event in, or says why it cannot be removed; then it is not in.
+func (p *Prefix) add(e Entry) error {
 	var broken error
 	next := p.walk
 	next.step(e, func(f Finding) {

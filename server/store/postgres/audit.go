@@ -326,16 +326,11 @@ func (s *Store) pruneChain(ctx context.Context, chain string, before time.Time, 
 	}); err != nil {
 		return 0, err
 	}
-	prefix, broken := s.trail.keys.Prefix(chain, from)
-	n := 0
-	for _, e := range events {
-		if broken != nil || e.Chain != chain || !e.Time.Before(before) {
-			break
-		}
-		if broken = prefix.Add(e); broken == nil {
-			n++
-		}
+	prefix, err := s.trail.keys.Prefix(chain, from)
+	if err != nil {
+		return 0, err
 	}
+	n, broken := prefix.AddOlder(events, before)
 	if n == 0 {
 		return 0, broken
 	}

@@ -192,15 +192,11 @@ func (s *Store) pruneChain(ctx context.Context, chain string, before time.Time, 
 	}); err != nil {
 		return 0, err
 	}
-	prefix, broken := s.keys.Prefix(chain, from)
-	for _, e := range events {
-		if broken != nil || e.Chain != chain || !e.Time.Before(before) {
-			break
-		}
-		if broken = prefix.Add(e); broken == nil {
-			removed++
-		}
+	prefix, err := s.keys.Prefix(chain, from)
+	if err != nil {
+		return 0, err
 	}
+	removed, broken := prefix.AddOlder(events, before)
 	if removed == 0 {
 		return 0, broken
 	}
