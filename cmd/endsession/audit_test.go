@@ -90,7 +90,6 @@ func TestAudit(t *testing.T) {
 	if status != exitSucceeded || !strings.Contains(heads, "0 findings") || !strings.Contains(heads, "\nhead ") {
 		t.Fatalf("beside the gateway: status %d\n%s%s", status, heads, errs)
 	}
-	doAuditPage(t, dir)
 	if err := follow.Process.Signal(syscall.SIGINT); err != nil {
 		t.Fatal(err)
 	}
@@ -157,30 +156,5 @@ func TestAudit(t *testing.T) {
 	verify(exitSucceeded, "--config", path) // nothing links to the only chain
 	if out := verify(exitFailed, "--config", path, "--head", kept); !strings.Contains(out, "the end of the chain was cut off") {
 		t.Errorf("an end that was cut off:\n%s", out)
-	}
-}
-
-// doAuditPage runs the commands of the page about the audit trail where the configuration is.
-func doAuditPage(t *testing.T, dir string) {
-	t.Helper()
-	if err := os.WriteFile(filepath.Join(dir, "endsession"), []byte("#!/bin/sh\nexec '"+os.Args[0]+"' \"$@\"\n"), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	done := 0
-	for _, block := range blocks(t, "../../docs/audit.md", "sh") {
-		for _, command := range commands(block) {
-			// What follows would not end, and people's directories are not there.
-			command = strings.ReplaceAll(strings.Replace(command, " --follow", "", 1), "/var/lib/endsession/", "")
-			cmd := program(labEnv, command)
-			cmd.Path, cmd.Args = "/bin/sh", []string{"sh", "-c", command}
-			cmd.Dir, cmd.Env = dir, append(cmd.Env, "PATH="+dir+":"+os.Getenv("PATH"))
-			if out, err := cmd.CombinedOutput(); err != nil || strings.Contains(command, "export") && !strings.HasPrefix(string(out), `{"time":"`) {
-				t.Errorf("%s: %v\n%s", command, err, out)
-			}
-			done++
-		}
-	}
-	if done != 4 {
-		t.Errorf("the page has %d commands, want 4", done)
 	}
 }

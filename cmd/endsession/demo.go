@@ -418,7 +418,8 @@ type demoGateway struct {
 	stop func()
 }
 
-func startDemoGateway(ctx context.Context, w *world, dir string, errOut io.Writer) (*demoGateway, error) {
+// demoDirectory is the directory of people, as a file.
+func demoDirectory() string {
 	people := "users:\n"
 	group := "groups:\n  vpn: ["
 	for _, p := range demoPeople {
@@ -427,8 +428,12 @@ func startDemoGateway(ctx context.Context, w *world, dir string, errOut io.Write
 			group += p.id + ", "
 		}
 	}
+	return people + group + "]\n"
+}
+
+func startDemoGateway(ctx context.Context, w *world, dir string, errOut io.Writer) (*demoGateway, error) {
 	files := map[string]string{
-		"people.yaml":      people + group + "]\n",
+		"people.yaml":      demoDirectory(),
 		"bigiq.password":   demoBIGIQPassword,
 		"kibana.key":       demoKibanaKey,
 		"element.password": demoElementPassword,

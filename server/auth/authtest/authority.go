@@ -68,12 +68,15 @@ func (a *Authority) Client(commonName string, change ...func(*x509.Certificate))
 	return a.issue(c)
 }
 
-// Server issues a certificate for this machine.
-func (a *Authority) Server() (tls.Certificate, error) {
+// Server issues a certificate for this machine, changed as wanted before it is signed.
+func (a *Authority) Server(change ...func(*x509.Certificate)) (tls.Certificate, error) {
 	c := template()
 	c.Subject = pkix.Name{CommonName: "localhost"}
 	c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
 	c.DNSNames, c.IPAddresses = []string{"localhost"}, []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback}
+	for _, f := range change {
+		f(c)
+	}
 	return a.issue(c)
 }
 
