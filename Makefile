@@ -87,10 +87,12 @@ lint: $(DEPS) ## gofmt, go vet, golangci-lint, buf lint
 	$(BUF) format --diff --exit-code --path proto/endsession
 
 .PHONY: generate
-generate: $(DEPS) ## write gen/ from proto/
+generate: $(DEPS) ## write gen/ from proto/, and the configuration's reference and schema from its types
 	@echo "==> generate gen/ from proto/"
 	rm -rf gen/endsession gen/openapi/endsession.swagger.json
 	$(BUF) generate
+	echo "==> generate docs/configuration.md and docs/configuration.schema.json"
+	$(GO) test ./cmd/endsession -count 1 -run '^TestConfigurationIsDocumented$$' -update-docs
 
 .PHONY: verify
 verify: $(DEPS) ## fail if gen/ is not what proto/ generates

@@ -22,13 +22,14 @@ type layer struct {
 // layers says which of our packages each of them may import, and why. A package that is not here has no place yet:
 // give it one. "x/..." means x and all below it.
 var layers = []layer{
-	{"cmd/...", []string{"server", "server/...", "adapters", "adapters/...", "gen/..."}, "wires everything; holds the registry of adapters"},
+	{"cmd/...", []string{"server", "server/...", "adapters", "adapters/...", "gen/...", "docs"}, "wires everything; holds the registry of adapters"},
 	{"server", []string{"server/...", "adapters", "gen/..."}, "assembles the service, and knows adapters by their contract only: which ones there are is cmd's to say"},
 	{"server/api", []string{"server/auth", "server/invalidation", "adapters", "gen/endsession/v1"}, "translates between protobuf and the engine, and asks who calls"},
 	{"server/auth", []string{"server/invalidation"}, "knows who calls; neither how calls arrive nor what callers may do"},
 	{"server/auth/authtest", nil, "an OpenID provider must not share code with what judges its tokens"},
 	{"server/gateway", []string{"server/api", "gen/endsession/v1", "gen/openapi"}, "dials the gRPC server like any client; the engine is out of its reach, so it cannot go round the interceptors"},
 	{"server/config", []string{"server/config/strictyaml", "server/invalidation", "adapters", "adapters/secret"}, "knows the shape of the file, not what the settings do"},
+	{"server/config/manual", []string{"server/config", "server/config/strictyaml", "server/invalidation", "adapters", "adapters/secret"}, "describes the types that the configuration is decoded into; only what generates documents needs it"},
 	{"server/config/strictyaml", []string{"adapters/secret"}, "reads YAML"},
 	{"server/identity", []string{"server/config/strictyaml", "server/invalidation", "adapters", "adapters/secret"}, "resolves names for the engine, which knows it as an interface"},
 	{"server/identity/ldap/slapdtest", nil, "a real server: it must not share code with the client that it judges"},
@@ -46,6 +47,7 @@ var layers = []layer{
 	{"adapters/adaptertest", []string{"adapters", "adapters/emulator"}, "holds every adapter to the contract; knows none"},
 	{"adapters/*/*test", []string{"adapters", "adapters/emulator"}, "an emulator must not share code with the adapter it judges"},
 	{"adapters/*", []string{"adapters", "adapters/httpclient", "adapters/secret"}, "one product each: no adapter knows another, nor the service"},
+	{"docs", nil, "what the program shows of its documentation"},
 	{"gen/...", []string{"gen/..."}, "generated"},
 	{"proto/...", nil, "the contract, and what generates from it"},
 }

@@ -215,7 +215,7 @@ type ProviderMapping struct {
 func (m *ProviderMapping) Providers() ([]adapters.Provider, error) {
 	s := Scope{AccessGroups: m.AccessGroups}
 	if s.empty() {
-		return nil, errors.New("access_groups: required")
+		return nil, errors.New("access_groups: want at least one")
 	}
 	if err := errors.Join(s.validate("")...); err != nil {
 		return nil, err

@@ -121,7 +121,7 @@ type ProviderMapping []Method
 
 // Method is one of Element's authentication methods: Cluster, Ldap or Idp, in any case.
 type Method struct {
-	// Type is the method's name.
+	// Type is the method's name: Cluster, Ldap or Idp, in any case.
 	Type string `yaml:"type"`
 }
 

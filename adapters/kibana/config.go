@@ -45,8 +45,10 @@ type Config struct {
 	URL string `yaml:"url"`
 	// APIKey is an Elasticsearch API key of a superuser, as "id:key" or in its encoded form.
 	APIKey secret.String `yaml:"api_key,omitempty"`
-	// Username and Password are those of a superuser. They work only where Kibana has a provider that accepts them.
-	Username string        `yaml:"username,omitempty"`
+	// Username is a superuser, with Password instead of an API key. They work only where Kibana has a provider that accepts
+	// them.
+	Username string `yaml:"username,omitempty"`
+	// Password is the superuser's.
 	Password secret.String `yaml:"password,omitempty"`
 	// BearerToken is an Elasticsearch access token or service account token.
 	BearerToken secret.String `yaml:"bearer_token,omitempty"`

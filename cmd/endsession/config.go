@@ -4,19 +4,33 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/endsession/endsession/docs"
 	"github.com/endsession/endsession/server"
 	"github.com/endsession/endsession/server/config"
 	"github.com/spf13/cobra"
 )
 
 func newConfig() *cobra.Command {
-	cmd := &cobra.Command{Use: "config", Short: "Check a configuration", Args: cobra.NoArgs,
+	cmd := &cobra.Command{Use: "config", Short: "Check a configuration, or describe it to an editor", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			_ = cmd.Help()
 			return &exitError{status: exitUsage}
 		}}
-	cmd.AddCommand(newConfigCheck())
+	cmd.AddCommand(newConfigCheck(), newConfigSchema())
 	return cmd
+}
+
+func newConfigSchema() *cobra.Command {
+	return &cobra.Command{
+		Use:     "schema",
+		Short:   "Print a JSON Schema of the configuration, for editors",
+		Example: `  endsession config schema > endsession.schema.json`,
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, err := cmd.OutOrStdout().Write(docs.ConfigurationSchema)
+			return err
+		},
+	}
 }
 
 func newConfigCheck() *cobra.Command {

@@ -86,6 +86,16 @@ type MTLS struct {
 	Name string
 }
 
+// mtlsMapping is the long form of [MTLS].
+type mtlsMapping struct {
+	// Name is which of a certificate's names is the caller's: subject (the whole distinguished name), cn, dns, email or
+	// spiffe. With just true it is subject.
+	Name string `yaml:"name"`
+}
+
+// Forms implements [Former].
+func (MTLS) Forms() []any { return []any{false, mtlsMapping{}} }
+
 var certificateNames = []string{"subject", "cn", "dns", "email", "spiffe"}
 
 // UnmarshalStrict accepts both forms.
@@ -95,10 +105,7 @@ func (m *MTLS) UnmarshalStrict(d *strictyaml.Document, n *yaml.Node, path string
 		d.Decode(n, path, &m.Enabled)
 		return
 	}
-	var long struct {
-		Name string `yaml:"name"`
-	}
-	long.Name = m.Name
+	long := mtlsMapping{Name: m.Name}
 	d.DecodeMapping(n, path, &long, nil, nil)
 	_, v := strictyaml.Lookup(n, "name")
 	switch {
@@ -158,6 +165,9 @@ func (m Moment) MarshalYAML() (any, error) { return time.Time(m).UTC().Format(ti
 // Texts is a text, or a list of texts.
 type Texts []string
 
+// Forms implements [Former].
+func (Texts) Forms() []any { return []any{"", []string{}} }
+
 // UnmarshalStrict accepts both forms.
 func (t *Texts) UnmarshalStrict(d *strictyaml.Document, n *yaml.Node, path string) {
 	if n.Kind == yaml.SequenceNode {
@@ -198,6 +208,9 @@ func (a *Access) UnmarshalText(text []byte) error {
 type Insecure []string
 
 var listeners = []string{"grpc", "http", "admin"}
+
+// Forms implements [Former].
+func (Insecure) Forms() []any { return []any{false, []string{}} }
 
 // UnmarshalStrict accepts both forms.
 func (i *Insecure) UnmarshalStrict(d *strictyaml.Document, n *yaml.Node, path string) {

@@ -20,20 +20,28 @@ var update = flag.Bool("update", false, "rewrite the golden files")
 
 // tls is an inline part, as adapters have one.
 type tls struct {
+	// CAFile is a file of authorities.
 	CAFile string `yaml:"ca_file,omitempty"`
 }
 
 // disk is a kind with everything a kind can have.
 type disk struct {
-	URL      string        `yaml:"url"`
-	Username string        `yaml:"username"`
+	// URL is where it is.
+	URL string `yaml:"url"`
+	// Username is who asks.
+	Username string `yaml:"username"`
+	// Password is theirs.
 	Password secret.String `yaml:"password"`
 	TLS      tls           `yaml:",inline"`
-	Scope    scope         `yaml:"scope,omitempty"`
-	Level    *int          `yaml:"level,omitempty"`
+	// Scope is the reach.
+	Scope scope `yaml:"scope,omitempty"`
+	// Level is a number.
+	Level *int `yaml:"level,omitempty"`
 }
 
+// scope is a reach.
 type scope struct {
+	// Clusters are names.
 	Clusters []string `yaml:"clusters,omitempty"`
 }
 
@@ -66,8 +74,10 @@ func (c *disk) Open(adapters.Deps) (adapters.Adapter, error) {
 
 // bare is a kind without providers and groups.
 type bare struct {
-	Password secret.String `yaml:"password"`
-	Level    int           `yaml:"level,omitempty"`
+	// Password is a password.
+	Password secret.String `yaml:"password,omitempty"`
+	// Level is a number.
+	Level int `yaml:"level,omitempty"`
 }
 
 func (c *bare) Validate() error  { return nil }
@@ -79,8 +89,10 @@ func (c *bare) Open(adapters.Deps) (adapters.Adapter, error) {
 
 type providers []provider
 
+// provider is one of them.
 type provider struct {
-	Type string `yaml:"type"`
+	// Type is its name.
+	Type string `yaml:"type,omitempty"`
 }
 
 // UnmarshalYAML tries one form after the other, as adapters do.
@@ -103,13 +115,14 @@ func (p *providers) Providers() ([]adapters.Provider, error) {
 	return ps, nil
 }
 
+// groups are some of them.
 type groups struct {
 	scope `yaml:",inline"`
 }
 
 func (g *groups) Groups() ([]adapters.Group, error) {
 	if len(g.Clusters) == 0 {
-		return nil, errors.New("clusters: required")
+		return nil, errors.New("clusters: want at least one")
 	}
 	var gs []adapters.Group
 	for _, name := range g.Clusters {

@@ -66,7 +66,8 @@ type LDAPUser struct {
 type LDAPGroup struct {
 	// Base is the DN below which groups are.
 	Base string `yaml:"base"`
-	// Filter is what an entry must match to be a group. Default: the usual classes of groups.
+	// Filter is what an entry must match to be a group. Default:
+	// (|(objectClass=groupOfNames)(objectClass=groupOfUniqueNames)(objectClass=posixGroup)(objectClass=group)).
 	Filter string `yaml:"filter"`
 	// Name is the attribute that holds the names by which the targets' groups refer to the directory's. Absent: they do so
 	// by DN.

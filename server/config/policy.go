@@ -49,8 +49,8 @@ type Protected struct {
 
 // Limits bound what callers may do.
 type Limits struct {
-	// CallsPerCaller is how often each caller may call: "50/s", "1000/m". Default: no limit.
-	CallsPerCaller Rate `yaml:"calls_per_caller,omitempty"`
+	// CallsPerCaller is how often each caller may call: "50/s", "1000/m".
+	CallsPerCaller Rate `yaml:"calls_per_caller"`
 	// Burst is how many calls may come at once, 1 to 1000000. Default: as many as calls_per_caller names.
 	Burst int `yaml:"burst,omitempty"`
 }

@@ -14,13 +14,10 @@ import (
 	"github.com/endsession/endsession/server/config/strictyaml"
 )
 
-// Later is a setting that this version knows and does not implement. It is refused rather than ignored: whoever writes
-// it relies on it.
-type Later struct{}
-
-// UnmarshalStrict refuses the setting.
-func (Later) UnmarshalStrict(d *strictyaml.Document, n *yaml.Node, path string) {
-	d.Problemf(n.Line, path, "not supported yet")
+// Former is a type that decodes itself: out of any of the forms that Forms returns a value of. What describes the
+// configuration asks for them.
+type Former interface {
+	Forms() []any
 }
 
 // Duration is a time span, written with the units d, h, m and s, the larger first: "90d", "1h30m".
@@ -186,9 +183,14 @@ func (g *Group) UnmarshalStrict(_ *strictyaml.Document, n *yaml.Node, path strin
 
 // usernameMapping is the long form of a [Username].
 type usernameMapping struct {
+	// Provider, as "type" or "type/name", binds the names to one of the target's providers: they are looked for only there.
 	Provider *string `yaml:"provider"`
-	Name     *string `yaml:"name"`
+	// Name is the CEL expression.
+	Name *string `yaml:"name"`
 }
+
+// Forms implements [Former].
+func (Username) Forms() []any { return []any{"", usernameMapping{}} }
 
 // UnmarshalStrict accepts an expression, or a mapping with the keys provider and name.
 func (u *Username) UnmarshalStrict(d *strictyaml.Document, n *yaml.Node, path string) {
@@ -239,6 +241,9 @@ func (u Username) MarshalYAML() (any, error) {
 
 // MarshalYAML writes what the target's kind made of the entry.
 func (p Providers) MarshalYAML() (any, error) { return p.mapping, nil }
+
+// Forms implements [Former]. The other form is the target's kind's.
+func (Group) Forms() []any { return []any{directoryGroup{}} }
 
 // MarshalYAML writes what the target's kind made of the entry, or the directory's group.
 func (g Group) MarshalYAML() (any, error) {

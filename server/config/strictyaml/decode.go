@@ -184,10 +184,10 @@ func (d *Document) structure(n *yaml.Node, path string, v reflect.Value, others 
 	if x, ok := v.Addr().Interface().(Defaulter); ok {
 		x.SetDefaults()
 	}
-	fields := fieldsOf(v.Type())
+	fields := Fields(v.Type())
 	known := slices.Clone(others)
 	for _, f := range fields {
-		known = append(known, f.name)
+		known = append(known, f.Name)
 	}
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		key, value := n.Content[i], n.Content[i+1]
@@ -195,12 +195,12 @@ func (d *Document) structure(n *yaml.Node, path string, v reflect.Value, others 
 			continue
 		}
 		at := keyPath(path, key, value)
-		j := slices.IndexFunc(fields, func(f field) bool { return f.name == key.Value })
+		j := slices.IndexFunc(fields, func(f Field) bool { return f.Name == key.Value })
 		switch {
 		case j >= 0:
-			target := v.FieldByIndex(fields[j].index)
+			target := v.FieldByIndex(fields[j].Index)
 			d.value(value, at, target)
-			if fields[j].path && target.Kind() == reflect.String && value.ShortTag() == "!!str" {
+			if fields[j].Path && target.Kind() == reflect.String && value.ShortTag() == "!!str" {
 				if strings.TrimSpace(target.String()) == "" {
 					// A ca_file that a variable left empty would otherwise quietly mean the system's authorities.
 					d.Invalid(value, value.Line, at, errors.New("empty"))
@@ -222,33 +222,36 @@ func (d *Document) structure(n *yaml.Node, path string, v reflect.Value, others 
 	}
 }
 
-// field is a struct field that a document can set.
-type field struct {
-	name  string
-	index []int
-	path  bool // a path of a file: made relative to the document's directory
+// Field is a struct field that a document can set.
+type Field struct {
+	// Name is the key.
+	Name string
+	// Index leads to the field, see [reflect.Type.FieldByIndex].
+	Index []int
+	// Path says that the text is a file's path, which is made relative to the document's directory.
+	Path bool
 }
 
-// fieldsOf lists the fields of a struct, inline ones included.
-func fieldsOf(t reflect.Type) []field {
-	var fields []field
+// Fields lists the fields of a struct, inline ones included.
+func Fields(t reflect.Type) []Field {
+	var fields []Field
 	for i := range t.NumField() {
 		f := t.Field(i)
 		name, options, _ := strings.Cut(f.Tag.Get("yaml"), ",")
 		switch {
 		case name == "-" || !f.IsExported() && !f.Anonymous:
 		case slices.Contains(strings.Split(options, ","), "inline"):
-			for _, inner := range fieldsOf(f.Type) {
-				inner.index = append([]int{i}, inner.index...)
+			for _, inner := range Fields(f.Type) {
+				inner.Index = append([]int{i}, inner.Index...)
 				fields = append(fields, inner)
 			}
 		case f.IsExported():
 			if name == "" {
 				name = strings.ToLower(f.Name)
 			}
-			fields = append(fields, field{
-				name: name, index: []int{i},
-				path: strings.HasSuffix(name, "_file") || f.Tag.Get("path") == "true",
+			fields = append(fields, Field{
+				Name: name, Index: []int{i},
+				Path: strings.HasSuffix(name, "_file") || f.Tag.Get("path") == "true",
 			})
 		}
 	}
@@ -261,7 +264,7 @@ func HasField(v any, key string) bool {
 	if t.Kind() != reflect.Pointer || t.Elem().Kind() != reflect.Struct {
 		return false
 	}
-	return slices.ContainsFunc(fieldsOf(t.Elem()), func(f field) bool { return f.name == key })
+	return slices.ContainsFunc(Fields(t.Elem()), func(f Field) bool { return f.Name == key })
 }
 
 var decimal = regexp.MustCompile(`^-?(0|[1-9][0-9]*)$`)
