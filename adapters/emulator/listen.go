@@ -20,13 +20,19 @@ import (
 // ServeTLS serves h on a free loopback port until stop is called. The certificate is for 127.0.0.1, ::1 and localhost;
 // caPEM is the authority that signed it, made for this listener and never seen again.
 func ServeTLS(h http.Handler) (url string, caPEM []byte, stop func(), err error) {
-	cert, caPEM, err := certificate()
-	if err != nil {
-		return "", nil, nil, fmt.Errorf("emulator: make certificate: %w", err)
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	return ServeTLSAt("127.0.0.1:0", h)
+}
+
+// ServeTLSAt is [ServeTLS] at an address, whose IP the certificate is for, too.
+func ServeTLSAt(address string, h http.Handler) (url string, caPEM []byte, stop func(), err error) {
+	l, err := net.Listen("tcp", address)
 	if err != nil {
 		return "", nil, nil, fmt.Errorf("emulator: listen: %w", err)
+	}
+	cert, caPEM, err := certificate(l.Addr().(*net.TCPAddr).IP)
+	if err != nil {
+		_ = l.Close()
+		return "", nil, nil, fmt.Errorf("emulator: make certificate: %w", err)
 	}
 	server := &http.Server{
 		Handler:           h,
@@ -43,8 +49,8 @@ func ServeTLS(h http.Handler) (url string, caPEM []byte, stop func(), err error)
 	return "https://" + l.Addr().String(), caPEM, func() { _ = server.Close(); <-done }, nil
 }
 
-// certificate makes an authority and a server certificate signed by it.
-func certificate() (cert tls.Certificate, caPEM []byte, err error) {
+// certificate makes an authority and a server certificate signed by it, for this machine and one more address.
+func certificate(ip net.IP) (cert tls.Certificate, caPEM []byte, err error) {
 	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return cert, nil, err
@@ -63,7 +69,7 @@ func certificate() (cert tls.Certificate, caPEM []byte, err error) {
 		SerialNumber: big.NewInt(now.UnixNano()), Subject: pkix.Name{CommonName: "localhost"},
 		NotBefore: ca.NotBefore, NotAfter: ca.NotAfter,
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-		DNSNames: []string{"localhost"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback},
+		DNSNames: []string{"localhost"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback, ip},
 	}
 	caDER, err := x509.CreateCertificate(rand.Reader, ca, ca, &caKey.PublicKey, caKey)
 	if err != nil {

@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"text/tabwriter"
 	"time"
 
@@ -26,6 +28,7 @@ import (
 
 func newDemo() *cobra.Command {
 	var keep bool
+	var systems, listen string
 	cmd := &cobra.Command{
 		Use:   "demo",
 		Short: "Start emulated systems and the gateway, end people's sessions, and show who is left",
@@ -33,15 +36,25 @@ func newDemo() *cobra.Command {
 gateway in front of them, all on loopback. It ends one person's sessions through gRPC, another's through REST,
 everybody's who signed in through one provider, and those of a group, and shows after each step who is still signed in.
 
-It exits with status 0 only if exactly the right sessions died.`,
+It exits with status 0 only if exactly the right sessions died.
+
+With --systems it starts the emulated systems alone, for a gateway of your own to be tried with: their certificates and
+secrets are in the directory, and what to write into the configuration is printed.`,
 		Example: `  endsession demo
-  endsession demo --keep`,
+  endsession demo --keep
+  endsession demo --systems lab`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if systems != "" {
+				return demoSystems(cmd.Context(), cmd.OutOrStdout(), newWorld(), systems, listen)
+			}
 			return demo(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr(), newWorld(), demoSteps, keep)
 		},
 	}
 	cmd.Flags().BoolVar(&keep, "keep", false, "stay up afterwards, with everybody signed in again, to be tried with curl")
+	cmd.Flags().StringVar(&systems, "systems", "", "start the emulated systems alone, and put what a gateway needs to know into this `directory`")
+	cmd.Flags().StringVar(&listen, "listen", demoListen, "the `address` of the first system; the others have the next ports")
+	cmd.MarkFlagsMutuallyExclusive("systems", "keep")
 	return cmd
 }
 
@@ -85,6 +98,48 @@ func demo(ctx context.Context, out, errOut io.Writer, world *world, steps []demo
 	}
 	world.signEverybodyIn()
 	fmt.Fprintf(out, keepText, gateway.http, gateway.grpc)
+	<-ctx.Done()
+	return nil
+}
+
+// demoListen is where the first of the emulated systems is, if they are alone.
+const demoListen = "127.0.0.1:9441"
+
+// demoSystems serves the emulated systems until the context ends. What a gateway needs to know is in dir.
+func demoSystems(ctx context.Context, out io.Writer, w *world, dir, listen string) error {
+	host, port, err := net.SplitHostPort(listen)
+	if err != nil || !loopback(host) {
+		return usageError("--listen: want host:port of this machine alone, got %q", listen)
+	}
+	first, err := strconv.ParseUint(port, 10, 16)
+	if err != nil || int(first)+len(w.targets) > 1<<16 {
+		return usageError("--listen: want a port with %d more after it, got %q", len(w.targets)-1, port)
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return &exitError{exitFailed, err}
+	}
+	defer w.stop()
+	if err := w.serveAt(dir, func(i int) string { return net.JoinHostPort(host, strconv.Itoa(int(first)+i)) }); err != nil {
+		return &exitError{exitFailed, fmt.Errorf("start the emulators: %w", err)}
+	}
+	for name, content := range demoFiles() {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
+			return &exitError{exitFailed, err}
+		}
+	}
+	fmt.Fprintf(out, "%d sessions of %d people at three systems, until Ctrl-C:\n\n", len(w.population), len(w.people()))
+	tw := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
+	fmt.Fprintln(tw, "SYSTEM\tURL\tTRUST (ca_file)\tACCOUNT")
+	for i, account := range []string{
+		"svc-endsession, with the password in " + filepath.Join(dir, "bigiq.password"),
+		"the API key in " + filepath.Join(dir, "kibana.key"),
+		"admin, with the password in " + filepath.Join(dir, "element.password"),
+	} {
+		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\n", []string{"BIG-IQ", "Kibana", "Element"}[i], w.targets[i].url, w.targets[i].caFile, account)
+	}
+	if err := tw.Flush(); err != nil {
+		return err
+	}
 	<-ctx.Done()
 	return nil
 }
@@ -353,11 +408,15 @@ func (w *world) present() []signedIn {
 	return list
 }
 
-// serve puts the systems behind TLS listeners, each with an authority of its own.
+// serve puts the systems behind TLS listeners on free ports, each with an authority of its own.
 func (w *world) serve(dir string) error {
+	return w.serveAt(dir, func(int) string { return "127.0.0.1:0" })
+}
+
+func (w *world) serveAt(dir string, address func(i int) string) error {
 	for i := range w.targets {
 		t := &w.targets[i]
-		url, ca, stop, err := emulator.ServeTLS(t.system.Handler())
+		url, ca, stop, err := emulator.ServeTLSAt(address(i), t.system.Handler())
 		if err != nil {
 			return err
 		}
@@ -431,14 +490,19 @@ func demoDirectory() string {
 	return people + group + "]\n"
 }
 
-func startDemoGateway(ctx context.Context, w *world, dir string, errOut io.Writer) (*demoGateway, error) {
-	files := map[string]string{
+// demoFiles are what a gateway's configuration names, beside the authorities.
+func demoFiles() map[string]string {
+	return map[string]string{
 		"people.yaml":      demoDirectory(),
 		"bigiq.password":   demoBIGIQPassword,
 		"kibana.key":       demoKibanaKey,
 		"element.password": demoElementPassword,
-		"endsession.yaml":  fmt.Sprintf(demoConfig, w.targets[0].url, w.targets[1].url, w.targets[2].url),
 	}
+}
+
+func startDemoGateway(ctx context.Context, w *world, dir string, errOut io.Writer) (*demoGateway, error) {
+	files := demoFiles()
+	files["endsession.yaml"] = fmt.Sprintf(demoConfig, w.targets[0].url, w.targets[1].url, w.targets[2].url)
 	for name, content := range files {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
 			return nil, err

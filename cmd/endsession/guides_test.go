@@ -32,6 +32,11 @@ import (
 // carried out here goes into notRun.
 type guide struct {
 	page string
+	// choice is set where readers choose between commands; skip are those that this choice leaves out, by a word in them.
+	choice string
+	skip   []string
+	// outputs says that the page's blocks of output are what the command before them prints.
+	outputs bool
 	// world prepares the shell.
 	world func(t *testing.T, s *shell)
 	// status are the exit statuses of the commands that do not end with 0, by how they begin.
@@ -42,6 +47,9 @@ type guide struct {
 
 var guides = []guide{
 	{page: "README.md", world: readmeWorld},
+	{page: "docs/quickstart.md", choice: "kibana", skip: []string{"bigiq:", "element:"}, world: nothing, outputs: true},
+	{page: "docs/quickstart.md", choice: "bigiq", skip: []string{"kibana:", "element:"}, world: nothing},
+	{page: "docs/quickstart.md", choice: "element", skip: []string{"kibana:", "bigiq:"}, world: nothing},
 	{page: "docs/CONTRIBUTING.md", world: somewhere},
 	{page: "docs/audit.md", world: auditWorld, endless: []string{"endsession audit export --config endsession.yaml --follow"}},
 	{page: "docs/authentication.md", world: securedWorld},
@@ -59,7 +67,7 @@ var notRun = []struct{ page, command, why string }{
 // TestGuides carries out every command that a page shows.
 func TestGuides(t *testing.T) {
 	for _, g := range guides {
-		t.Run(g.page, func(t *testing.T) {
+		t.Run(strings.TrimSuffix(g.page+"/"+g.choice, "/"), func(t *testing.T) {
 			t.Parallel()
 			g.carryOut(t)
 		})
@@ -120,6 +128,55 @@ func TestGuidesAreWhole(t *testing.T) {
 			t.Errorf("%s has no command %q any more: remove it from notRun", n.page, n.command)
 		}
 	}
+}
+
+// TestLinksLeadSomewhere: every file, and every heading of one, that a page links to is there.
+func TestLinksLeadSomewhere(t *testing.T) {
+	link := regexp.MustCompile(`\]\(([^)\s]+)\)`)
+	n := 0
+	for _, page := range documents(t) {
+		text, err := os.ReadFile(filepath.Join(root, page))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range link.FindAllStringSubmatch(string(text), -1) {
+			if strings.Contains(m[1], "://") || strings.HasPrefix(m[1], "mailto:") {
+				continue
+			}
+			n++
+			name, heading, _ := strings.Cut(m[1], "#")
+			to := filepath.Join(root, filepath.Dir(page), name)
+			if name == "" {
+				to = filepath.Join(root, page)
+			}
+			if _, err := os.Stat(to); err != nil {
+				t.Errorf("%s: %s leads nowhere", page, m[0])
+				continue
+			}
+			if heading == "" || !strings.HasSuffix(to, ".md") {
+				continue
+			}
+			there, err := os.ReadFile(to)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !slices.Contains(anchors(string(there)), heading) {
+				t.Errorf("%s: %s leads to no heading", page, m[0])
+			}
+		}
+	}
+	if n < 50 {
+		t.Errorf("the pages have only %d links", n)
+	}
+}
+
+// anchors are what GitHub makes of a page's headings.
+func anchors(page string) (list []string) {
+	drop := regexp.MustCompile(`[^\p{L}\p{N} _-]`)
+	for _, m := range regexp.MustCompile(`(?m)^#+ +(.+)$`).FindAllStringSubmatch(page, -1) {
+		list = append(list, strings.ReplaceAll(drop.ReplaceAllString(strings.ToLower(m[1]), ""), " ", "-"))
+	}
+	return list
 }
 
 // excuse is the index in notRun of a page's command, or -1.
@@ -215,14 +272,18 @@ func (g guide) carryOut(t *testing.T) {
 	}
 	s := newShell(t)
 	g.world(t, s)
-	done := 0
+	done, last := 0, ""
 	for _, b := range fenced(string(text)) {
+		if b.language == "output" && g.outputs && steady(last) != steady(b.text) {
+			t.Errorf("%s:%d: the command before it prints\n%s\nthe page has\n%s", g.page, b.line, last, b.text)
+		}
 		if b.language != "sh" {
 			continue
 		}
 		for _, command := range commands(b.text) {
 			done++
-			if excuse(g.page, command) >= 0 {
+			skipped := func(word string) bool { return strings.Contains(command, word) }
+			if excuse(g.page, command) >= 0 || slices.ContainsFunc(g.skip, skipped) {
 				continue
 			}
 			begins := func(with string) bool { return strings.HasPrefix(command, with) }
@@ -243,9 +304,14 @@ func (g guide) carryOut(t *testing.T) {
 			if status != want {
 				t.Errorf("%s:%d: %s: exit status %d, want %d\n%s", g.page, b.line, command, status, want, s.all(s.n))
 			}
-			if strings.HasSuffix(command, "&") && strings.Contains(command, " serve ") {
+			switch {
+			case !strings.HasSuffix(command, "&"):
+			case strings.Contains(command, " serve "):
 				s.awaitGateway(t)
+			case strings.Contains(command, " demo "):
+				s.await(t, "9441", "9442", "9443")
 			}
+			last = out
 			s.after(command, out)
 		}
 	}
@@ -298,13 +364,14 @@ func newShell(t *testing.T) *shell {
 	}
 	s.write(t, ".bin/endsession", "#!/bin/sh\n"+asProgram+"=1 exec '"+os.Args[0]+"' \"$@\"\n", 0o700)
 	s.write(t, ".bin/grpcurl", "#!/bin/sh\nexec '"+grpcurl(t)+"' \"$@\"\n", 0o700)
-	// The page's directory stands for the checkout.
+	// Where the page is stands for the checkout.
 	s.write(t, ".bin/go", `#!/bin/sh
 PATH=${PATH#*:}
 verb=$1; shift
 if [ "$1" = -o ]; then out=$PWD/$2; shift 2; set -- -o "$out" "$@"; fi
 exec go "$verb" -C '`+top+`' "$@"
 `, 0o700)
+	s.write(t, ".bin/git", "#!/bin/sh\n[ \"$*\" = 'clone https://github.com/endsession/endsession' ] && mkdir endsession\n", 0o700)
 	s.env["ENDSESSION_SERVER"] = s.host + ":9090"
 	t.Cleanup(func() {
 		s.end(t)
@@ -461,8 +528,13 @@ func (s *shell) begin(t *testing.T, command string) (out string) {
 // awaitGateway waits until a gateway that was started in the background serves.
 func (s *shell) awaitGateway(t *testing.T) {
 	t.Helper()
-	for _, port := range []string{"9090", "8080"} {
-		eventually(t, "the gateway serves at port "+port, func() bool {
+	s.await(t, "9090", "8080")
+}
+
+func (s *shell) await(t *testing.T, ports ...string) {
+	t.Helper()
+	for _, port := range ports {
+		eventually(t, "something serves at port "+port, func() bool {
 			c, err := net.Dial("tcp", s.host+":"+port)
 			if err == nil {
 				_ = c.Close()
@@ -485,8 +557,21 @@ func (s *shell) end(t *testing.T) {
 	})
 }
 
-// somewhere is a world where nothing is but the programs.
+// somewhere is a world where nothing is but the programs, and no command is judged but by its exit status.
 func somewhere(*testing.T, *shell) {}
+
+// nothing is a world with nothing but the programs, where checks find nothing wrong and invalidations succeed.
+func nothing(t *testing.T, s *shell) {
+	s.after = func(command, out string) {
+		answersJSON(t, command, out)
+		if strings.Contains(command, "invalidate") && (!strings.Contains(out, "SUCCEEDED") || strings.Contains(out, "PARTIALLY")) {
+			t.Errorf("%s: %s", command, out)
+		}
+		if strings.Contains(command, "targets check") && regexp.MustCompile(`(?m)(FAILED|WARNING|UNKNOWN)`).MatchString(out) {
+			t.Errorf("%s: %s", command, out)
+		}
+	}
+}
 
 // emulate puts the demo's systems behind listeners, and returns them.
 func (s *shell) emulate(t *testing.T) *world {
@@ -496,9 +581,7 @@ func (s *shell) emulate(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	t.Cleanup(w.stop)
-	for name, content := range map[string]string{
-		"people.yaml": demoDirectory(), "bigiq.password": demoBIGIQPassword, "kibana.key": demoKibanaKey, "element.password": demoElementPassword,
-	} {
+	for name, content := range demoFiles() {
 		s.write(t, name, content, 0o600)
 	}
 	s.instead = append(s.instead, "https://bigiq.example", w.targets[0].url, "https://kibana.example", w.targets[1].url, "https://mvip.example", w.targets[2].url)
