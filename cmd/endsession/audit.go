@@ -23,6 +23,8 @@ import (
 
 func newAudit() *cobra.Command {
 	cmd := &cobra.Command{Use: "audit", Short: "Verify the audit trail, or export it", Args: cobra.NoArgs,
+		Example: `  endsession audit verify --config endsession.yaml
+  endsession audit export --config endsession.yaml --since 24h`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			_ = cmd.Help()
 			return &exitError{status: exitUsage}
@@ -184,7 +186,10 @@ func newAuditExport() *cobra.Command {
 		Short: "Write the audit trail as lines of JSON",
 		Long: `export writes one line for each event, chain by chain, each in its order. With --follow it goes on with what is written
 meanwhile, until it is interrupted. With --position it goes on where it has ended the last time: nothing is left out,
-and after a crash the last lines may come again.`,
+and after a crash the last lines may come again.
+
+Exit status: 0 all was written, 1 it could not be read or written to its end, 2 usage, or the configuration cannot be
+used, 6 the journal cannot be opened.`,
 		Example: `  endsession audit export --config endsession.yaml --since 24h
   endsession audit export --config endsession.yaml --follow --position audit.position`,
 		Args: cobra.NoArgs,

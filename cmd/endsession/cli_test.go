@@ -3,7 +3,9 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"io"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -15,6 +17,7 @@ import (
 
 	"github.com/endsession/endsession/adapters/bigiq/bigiqtest"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // ran is what a command came to.
@@ -60,7 +63,7 @@ func (r ran) transcript(args []string) string {
 		}
 		b.WriteString(" " + a)
 	}
-	b.WriteString("\n" + r.out)
+	b.WriteString("\n" + settled(r.out))
 	if r.err != "" {
 		b.WriteString("--- standard error\n" + r.err)
 	}
@@ -71,6 +74,31 @@ func (r ran) transcript(args []string) string {
 	// tabwriter pads with spaces, which nobody sees.
 	return regexp.MustCompile(`(?m) +$`).ReplaceAllString(text, "")
 }
+
+// settled is an output without what was only so for a moment: of the lines for changes of runs, the last of each target,
+// in the targets' order.
+func settled(out string) string {
+	last := map[string]string{}
+	var rest strings.Builder
+	for line := range strings.Lines(out) {
+		if m := changeLine.FindStringSubmatch(line); m != nil {
+			last[m[1]] = line
+		} else {
+			rest.WriteString(line)
+		}
+	}
+	var b strings.Builder
+	for _, target := range slices.Sorted(maps.Keys(last)) {
+		b.WriteString(last[target])
+	}
+	return b.String() + rest.String()
+}
+
+// changeLine is a line for a change of a run; a terminal has a table in their place.
+var changeLine = regexp.MustCompile(`(?m)^invalidations/\S+ ([a-z0-9-]+) [A-Z]+ sessions=.*\n`)
+
+// withoutChanges is what is left on a terminal at last.
+func withoutChanges(out string) string { return changeLine.ReplaceAllString(out, "") }
 
 // lineJSON indents a line of JSON.
 func lineJSON(t *testing.T, line string) string {
@@ -434,35 +462,44 @@ func TestHelp(t *testing.T) {
 		for _, sub := range cmd.Commands() {
 			visit(sub)
 		}
-		if cmd.HasSubCommands() || cmd.Name() == "help" {
+		if cmd.Name() == "help" {
 			return
 		}
-		all = append(all, strings.TrimPrefix(cmd.CommandPath(), "endsession "))
+		if !cmd.HasSubCommands() {
+			all = append(all, strings.TrimPrefix(cmd.CommandPath(), "endsession "))
+		}
 		if cmd.Short == "" || cmd.Example == "" {
 			t.Errorf("%s has no description or no example", cmd.CommandPath())
 		}
 		for line := range strings.Lines(cmd.Example) {
-			if !strings.HasPrefix(line, "  "+cmd.CommandPath()) {
+			if !strings.HasPrefix(line, "  "+cmd.CommandPath()+" ") && strings.TrimSpace(line) != cmd.CommandPath() {
 				t.Errorf("%s has the example %q", cmd.CommandPath(), line)
 			}
 			// What the example says must at least be understood.
-			args := strings.Fields(strings.TrimPrefix(strings.TrimSpace(line), "endsession"))
+			program, _, _ := strings.Cut(strings.TrimSpace(line), " | ")
+			program, _, _ = strings.Cut(program, " > ")
+			args := strings.Fields(strings.TrimPrefix(program, "endsession"))
 			found, rest, err := root.Find(args)
-			if err != nil || found != cmd {
-				t.Errorf("%q is %v, %v", line, found, err)
+			if err != nil || found != cmd && found.Parent() != cmd && cmd != root {
+				t.Errorf("%q is %q, %v", line, found.CommandPath(), err)
 				continue
 			}
-			if err := found.ParseFlags(rest); err != nil {
+			if err := found.ParseFlags(rest); err != nil && !errors.Is(err, pflag.ErrHelp) {
 				t.Errorf("%q: %v", line, err)
 			}
 		}
-		r := cli{}.run(t, append(strings.Fields(strings.TrimPrefix(cmd.CommandPath(), "endsession ")), "--help")...)
+		r := cli{}.run(t, append(strings.Fields(strings.TrimPrefix(cmd.CommandPath(), "endsession")), "--help")...)
+		for _, status := range statuses(cmd) {
+			if text, _, _ := strings.Cut(r.out, "\nUsage:\n"); !regexp.MustCompile(`(?s)Exit status:.*\b` + status + `\b`).MatchString(text) {
+				t.Errorf("%s --help does not say what status %s means", cmd.CommandPath(), status)
+			}
+		}
 		if r.status != 0 || !strings.Contains(r.out, cmd.Example) || r.err != "" {
 			t.Errorf("%s --help: exit status %d: %s%s", cmd.CommandPath(), r.status, r.out, r.err)
 		}
 	}
 	visit(root)
-	want := []string{"audit export", "audit verify", "cancel", "config check", "config schema", "demo", "get", "invalidate", "key new", "list", "policy test", "preview", "retry", "serve", "targets check",
+	want := []string{"audit export", "audit verify", "cancel", "completion bash", "completion fish", "completion powershell", "completion zsh", "config check", "config schema", "demo", "get", "invalidate", "key new", "list", "policy test", "preview", "retry", "serve", "targets check",
 		"targets list", "targets pause", "targets resume", "version", "watch"}
 	if slices.Sort(all); !slices.Equal(all, want) {
 		t.Errorf("commands %v, want %v", all, want)
@@ -471,6 +508,21 @@ func TestHelp(t *testing.T) {
 		name := strings.ReplaceAll(strings.Join(args, "-"), "---help", "-help")
 		golden(t, filepath.Join("cli", strings.TrimLeft(name, "-")+".txt"), cli{}.run(t, args...).transcript(args))
 	}
+}
+
+// statuses are those that the help of a command has to explain.
+func statuses(cmd *cobra.Command) []string {
+	switch path := cmd.CommandPath(); {
+	case path == "endsession":
+		return []string{"0", "1", "2", "3", "4", "5", "6"}
+	case strings.HasPrefix(path, "endsession audit "):
+		return []string{"0", "1", "2", "6"}
+	case cmd.Flag("wait") != nil || cmd.Name() == "watch":
+		return []string{"0", "1", "2", "3", "4", "5"}
+	case cmd.Flag("server") != nil:
+		return []string{"0", "1", "2", "5"}
+	}
+	return nil
 }
 
 func TestVersion(t *testing.T) {

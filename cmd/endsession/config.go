@@ -12,6 +12,8 @@ import (
 
 func newConfig() *cobra.Command {
 	cmd := &cobra.Command{Use: "config", Short: "Check a configuration, or describe it to an editor", Args: cobra.NoArgs,
+		Example: `  endsession config check endsession.yaml
+  endsession config schema > endsession.schema.json`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			_ = cmd.Help()
 			return &exitError{status: exitUsage}

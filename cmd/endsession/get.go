@@ -1,9 +1,9 @@
 package main
 
 import (
+	"errors"
 	"io"
 	"strings"
-	"time"
 
 	endsessionv1 "github.com/endsession/endsession/gen/endsession/v1"
 	"github.com/spf13/cobra"
@@ -20,14 +20,22 @@ func invalidationName(arg string) string {
 
 func newGet(conn *connection) *cobra.Command {
 	var out output
-	var wait time.Duration
+	var look looking
 	cmd := &cobra.Command{
-		Use:     "get NAME",
-		Short:   "Show an invalidation",
-		Example: `  endsession get invalidations/0190b7a2-0000-7000-8000-000000000000 --wait 1m`,
-		Args:    cobra.ExactArgs(1),
+		Use:   "get NAME",
+		Short: "Show an invalidation",
+		Long: `get shows how an invalidation stands: now, once it is final or --wait is over, or, with --watch, as it goes on.
+
+` + outcomeStatuses,
+		Example: `  endsession get invalidations/0190b7a2-0000-7000-8000-000000000000
+  endsession get 0190b7a2-0000-7000-8000-000000000000 --wait 1m -o json
+  endsession get 0190b7a2-0000-7000-8000-000000000000 --watch`,
+		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := out.check(); err != nil {
+				return err
+			}
+			if err := look.check(); err != nil {
 				return err
 			}
 			client, done, err := conn.dial()
@@ -36,12 +44,19 @@ func newGet(conn *connection) *cobra.Command {
 			}
 			defer done()
 			req := &endsessionv1.GetInvalidationRequest{Name: invalidationName(args[0])}
-			if cmd.Flags().Changed("wait") {
-				req.WaitTimeout = durationpb.New(wait)
+			if cmd.Flags().Changed("wait") && !look.end {
+				req.WaitTimeout = durationpb.New(look.wait)
 			}
 			resp, err := client.GetInvalidation(cmd.Context(), req)
 			if err != nil {
 				return callError(err)
+			}
+			if look.end {
+				resp.Invalidation, err = look.see(cmd, &out, &follower{client: client}, resp.GetInvalidation())
+				if err := errors.Join(err, out.document(cmd, resp)); err != nil {
+					return err
+				}
+				return outcome(resp.GetInvalidation())
 			}
 			if err := out.print(cmd.OutOrStdout(), resp, func(w io.Writer) error {
 				return printInvalidation(w, resp.GetInvalidation())
@@ -53,6 +68,8 @@ func newGet(conn *connection) *cobra.Command {
 	}
 	conn.flags(cmd)
 	out.flags(cmd)
-	cmd.Flags().DurationVar(&wait, "wait", 0, "how long to wait for the final state, at most 5m")
+	cmd.ValidArgsFunction = conn.invalidationNames(anyState)
+	look.watchFlag(cmd)
+	cmd.Flags().DurationVar(&look.wait, "wait", 0, "how long to wait for the final state, at most 5m")
 	return cmd
 }

@@ -14,6 +14,7 @@ import (
 
 func newKey() *cobra.Command {
 	cmd := &cobra.Command{Use: "key", Short: "Make API keys", Args: cobra.NoArgs,
+		Example: `  endsession key new --name helpdesk --key-file helpdesk.key`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			_ = cmd.Help()
 			return &exitError{status: exitUsage}

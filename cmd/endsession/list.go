@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	endsessionv1 "github.com/endsession/endsession/gen/endsession/v1"
@@ -19,10 +18,14 @@ func newList(conn *connection) *cobra.Command {
 	var since time.Duration
 	var limit int32
 	cmd := &cobra.Command{
-		Use:     "list",
-		Short:   "List invalidations, newest first",
-		Example: `  endsession list --state FAILED --since 24h`,
-		Args:    cobra.NoArgs,
+		Use:   "list",
+		Short: "List invalidations, newest first",
+		Long: `list shows the invalidations that all of its flags match, newest first, a page at a time.
+
+` + callStatuses,
+		Example: `  endsession list --state FAILED --since 24h
+  endsession list --label job=offboarding-2026-05 -o json`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := out.check(); err != nil {
 				return err
@@ -64,6 +67,8 @@ func newList(conn *connection) *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&state, "state", "", "only this state")
 	f.StringVarP(&target, "target", "t", "", "only with a run at this target")
+	completes(cmd, "state", oneOf("RUNNING", "SUCCEEDED", "PARTIALLY_SUCCEEDED", "FAILED", "CANCELLED"))
+	completes(cmd, "target", conn.targetNames(""))
 	f.StringVar(&caller, "caller", "", "only by this caller")
 	f.StringVarP(&user, "user", "u", "", "only for this user id")
 	f.StringArrayVar(&labels, "label", nil, "only with this label, `key=value` (repeatable)")
@@ -74,19 +79,25 @@ func newList(conn *connection) *cobra.Command {
 }
 
 func printList(w io.Writer, resp *endsessionv1.ListInvalidationsResponse) error {
-	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(tw, "CREATED\tNAME\tSTATE\tSESSIONS\tSELECTOR\tCALLER")
-	for _, inv := range resp.GetInvalidations() {
-		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\n", inv.GetCreateTime().AsTime().Local().Format(time.DateTime), inv.GetName(),
-			stateWord(inv.GetState()), total(inv), selectorText(inv.GetSelector()), inv.GetCaller().GetName())
-	}
-	if err := tw.Flush(); err != nil {
+	if err := listTable(resp.GetInvalidations()).write(w); err != nil {
 		return err
 	}
 	if t := resp.GetNextPageToken(); t != "" {
 		fmt.Fprintf(w, "more: --page-token %s\n", t)
 	}
 	return nil
+}
+
+func listTable(invs []*endsessionv1.Invalidation) *table {
+	t := newTable("CREATED", "NAME", "STATE", "SESSIONS", "SELECTOR", "CALLER")
+	for _, inv := range invs {
+		state := stateWord(inv.GetState())
+		row := cells(inv.GetCreateTime().AsTime().Local().Format(time.DateTime), inv.GetName(), state, total(inv),
+			selectorText(inv.GetSelector()), inv.GetCaller().GetName())
+		row[2].how = stateStyle(state)
+		t.add(row...)
+	}
+	return t
 }
 
 // selectorText is a selector in one short line.

@@ -5,8 +5,6 @@ import (
 	"io"
 	"strconv"
 	"strings"
-	"text/tabwriter"
-	"time"
 	"unicode"
 
 	endsessionv1 "github.com/endsession/endsession/gen/endsession/v1"
@@ -20,7 +18,10 @@ import (
 type output struct{ format string }
 
 func (o *output) flags(cmd *cobra.Command) {
-	cmd.Flags().StringVarP(&o.format, "output", "o", "table", "table or json")
+	cmd.Flags().StringVarP(&o.format, "output", "o", "table", "`form`: table or json")
+	completes(cmd, "output", oneOf("table", "json"))
+	cmd.Flags().Var(&colorFlag{cmd, "auto"}, "color", "colours, `when`: auto, always or never; auto is on a terminal, unless NO_COLOR is set [NO_COLOR]")
+	completes(cmd, "color", oneOf("auto", "always", "never"))
 }
 
 // check refuses an unknown format before anything is done.
@@ -37,6 +38,18 @@ func (o *output) print(w io.Writer, m proto.Message, table func(io.Writer) error
 		defuse(m.ProtoReflect())
 		return table(w)
 	}
+	return printJSON(w, m)
+}
+
+// document writes a message if it is JSON that is wanted; if not, something else was shown already.
+func (o *output) document(cmd *cobra.Command, m proto.Message) error {
+	if o.format != "json" {
+		return nil
+	}
+	return printJSON(cmd.OutOrStdout(), m)
+}
+
+func printJSON(w io.Writer, m proto.Message) error {
 	b, err := protojson.Marshal(m)
 	if err != nil {
 		return err
@@ -93,64 +106,6 @@ func visible(text string) string {
 func word(v fmt.Stringer, prefix string) string { return strings.TrimPrefix(v.String(), prefix) }
 
 func stateWord(s endsessionv1.InvalidationState) string { return word(s, "INVALIDATION_STATE_") }
-
-// count says how many sessions ended, and how sure that is.
-func count(n *int32, minimum bool) string {
-	switch {
-	case n == nil, minimum && *n == 0: // "at least 0" says nothing
-		return "unknown"
-	case minimum:
-		return fmt.Sprintf("at least %d", *n)
-	}
-	return fmt.Sprint(*n)
-}
-
-// total is the count of all runs; if nothing was sent and nothing will be, there is none.
-func total(inv *endsessionv1.Invalidation) string {
-	if inv.InvalidatedCount == nil && !inv.GetCountIsMinimum() {
-		return "-"
-	}
-	return count(inv.InvalidatedCount, inv.GetCountIsMinimum())
-}
-
-// runCount is the count of one run; a run that sent nothing and never will has none.
-func runCount(r *endsessionv1.Run) string {
-	if r.InvalidatedCount == nil && r.GetAttempts() == 0 {
-		return "-"
-	}
-	return count(r.InvalidatedCount, r.GetCountIsMinimum())
-}
-
-// printInvalidation writes one line for each target, and what people should know below.
-func printInvalidation(w io.Writer, inv *endsessionv1.Invalidation) error {
-	fmt.Fprintf(w, "%s  %s  sessions ended: %s\n", inv.GetName(), stateWord(inv.GetState()), total(inv))
-	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(tw, "TARGET\tSTATE\tSESSIONS\tVERIFICATION\tATTEMPTS\tNEXT TRY")
-	for _, r := range inv.GetRuns() {
-		next := "-"
-		if t := r.GetNextAttemptTime(); t != nil {
-			next = t.AsTime().Local().Format(time.TimeOnly)
-		}
-		verification := "-"
-		if v := r.GetVerification(); v != endsessionv1.Verification_VERIFICATION_UNSPECIFIED {
-			verification = word(v, "VERIFICATION_")
-		}
-		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%d\t%s\n", r.GetTarget(), word(r.GetState(), "RUN_STATE_"),
-			runCount(r), verification, r.GetAttempts(), next)
-	}
-	if err := tw.Flush(); err != nil {
-		return err
-	}
-	for _, r := range inv.GetRuns() {
-		if e := r.GetError(); e != nil {
-			fmt.Fprintf(w, "%s: %s: %s\n", r.GetTarget(), e.GetReason(), e.GetMessage())
-		}
-		for _, wa := range r.GetWarnings() {
-			fmt.Fprintf(w, "%s: warning: %s: %s\n", r.GetTarget(), wa.GetCode(), wa.GetMessage())
-		}
-	}
-	return nil
-}
 
 // printPreviews writes what a call would do.
 func printPreviews(w io.Writer, previews []*endsessionv1.Preview) error {

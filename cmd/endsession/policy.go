@@ -16,6 +16,7 @@ import (
 
 func newPolicy() *cobra.Command {
 	cmd := &cobra.Command{Use: "policy", Short: "Try the policy of a configuration", Args: cobra.NoArgs,
+		Example: `  endsession policy test --config endsession.yaml cases.yaml`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			_ = cmd.Help()
 			return &exitError{status: exitUsage}

@@ -12,10 +12,15 @@ func newPreview(conn *connection) *cobra.Command {
 	var call callFlags
 	var out output
 	cmd := &cobra.Command{
-		Use:     "preview",
-		Short:   "Say what invalidate would do, without doing it",
-		Example: `  endsession preview --user alice`,
-		Args:    cobra.NoArgs,
+		Use:   "preview",
+		Short: "Say what invalidate would do, without doing it",
+		Long: `preview shows for each target what it would be asked, and the sessions that would end now where the target can list
+them. It ends nothing.
+
+` + callStatuses,
+		Example: `  endsession preview --user alice
+  endsession preview --provider saml/okta --confirm-broad --target kibana-prod`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := out.check(); err != nil {
 				return err
@@ -38,6 +43,7 @@ func newPreview(conn *connection) *cobra.Command {
 	}
 	conn.flags(cmd)
 	call.flags(cmd)
+	conn.completeCall(cmd)
 	out.flags(cmd)
 	return cmd
 }

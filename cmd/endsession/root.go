@@ -22,6 +22,13 @@ const (
 	exitUnreadable   = 6
 )
 
+// What the help of client commands says of their statuses: of those that end as an invalidation stands, and the others.
+const (
+	outcomeStatuses = `Exit status: 0 all succeeded, 1 failed, 2 usage, 3 partly succeeded, 4 still running, 5 not accepted, or not known
+to be.`
+	callStatuses = `Exit status: 0 done, 1 failed, 2 usage, 5 not accepted.`
+)
+
 // exitError is a command's end with a status other than 0; its message, if any, was not printed yet.
 type exitError struct {
 	status int
@@ -46,9 +53,6 @@ func usageError(format string, args ...any) error {
 func run(ctx context.Context, args []string, io streams, lookup func(string) (string, bool)) int {
 	cmd := newRoot(io, lookup)
 	cmd.SetArgs(args)
-	cmd.SetIn(io.in)
-	cmd.SetOut(io.out)
-	cmd.SetErr(io.err)
 	err := cmd.ExecuteContext(ctx)
 	if err == nil {
 		return exitSucceeded
@@ -71,7 +75,15 @@ func newRoot(io streams, lookup func(string) (string, bool)) *cobra.Command {
 		Long: `endsession ends sessions in F5 BIG-IQ APM, Kibana and NetApp Element with one call, and says what each
 system confirmed.
 
-Exit status: 0 all succeeded, 1 failed, 2 usage, 3 partly succeeded, 4 still running, 5 not accepted.`,
+Commands that speak to a gateway find it by --server and its fellows, or by ENDSESSION_SERVER and the other variables
+that their flags name.
+
+Exit status: 0 all succeeded, 1 failed, 2 usage, 3 partly succeeded, 4 still running, 5 not accepted, or not known to
+be; of audit verify and audit export also 6: the journal cannot be read.`,
+		Example: `  endsession demo
+  endsession serve --config endsession.yaml
+  endsession invalidate --user alice --reason "account compromised"
+  endsession completion bash --help`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          cobra.NoArgs,
@@ -80,9 +92,12 @@ Exit status: 0 all succeeded, 1 failed, 2 usage, 3 partly succeeded, 4 still run
 			return &exitError{status: exitUsage}
 		},
 	}
-	root.CompletionOptions.HiddenDefaultCmd = true
+	root.SetIn(io.in)
+	root.SetOut(newScreen(io.out, lookup))
+	root.SetErr(io.err)
 	root.AddCommand(newServe(), newDemo(), newInvalidate(conn), newPreview(conn), newGet(conn), newList(conn), newWatch(conn),
 		newCancel(conn), newRetry(conn), newTargets(conn), newAudit(), newConfig(), newPolicy(), newKey(), newVersion())
+	addCompletion(root)
 	return root
 }
 

@@ -3,11 +3,9 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"slices"
 	"strings"
-	"text/tabwriter"
 
 	endsessionv1 "github.com/endsession/endsession/gen/endsession/v1"
 	"github.com/spf13/cobra"
@@ -16,6 +14,8 @@ import (
 
 func newTargets(conn *connection) *cobra.Command {
 	cmd := &cobra.Command{Use: "targets", Short: "List, check, pause and resume targets", Args: cobra.NoArgs,
+		Example: `  endsession targets list
+  endsession targets check kibana-prod`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			_ = cmd.Help()
 			return &exitError{status: exitUsage}
@@ -27,7 +27,12 @@ func newTargets(conn *connection) *cobra.Command {
 func newTargetsList(conn *connection) *cobra.Command {
 	var out output
 	cmd := &cobra.Command{Use: "list", Short: "List the targets, their state and what they can match", Args: cobra.NoArgs,
-		Example: `  endsession targets list`,
+		Long: `list shows the targets in the order of the configuration, whether runs are sent to them, what the last check found, and
+which selectors they can express. It asks the gateway, and nothing of the targets.
+
+` + callStatuses,
+		Example: `  endsession targets list
+  endsession targets list -o json | jq '.targets[] | select(.state != "TARGET_STATE_ACTIVE") | .name'`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := out.check(); err != nil {
 				return err
@@ -49,8 +54,7 @@ func newTargetsList(conn *connection) *cobra.Command {
 }
 
 func printTargets(w io.Writer, targets []*endsessionv1.Target) error {
-	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(tw, "TARGET\tKIND\tSTATE\tHEALTH\tCAN MATCH")
+	list := newTable("TARGET", "KIND", "STATE", "HEALTH", "CAN MATCH")
 	for _, t := range targets {
 		var combinations []string
 		for _, c := range t.GetSupportedCriteria() {
@@ -60,10 +64,10 @@ func printTargets(w io.Writer, targets []*endsessionv1.Target) error {
 			}
 			combinations = append(combinations, strings.Join(names, "+"))
 		}
-		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\n", t.GetName(), t.GetKind(), word(t.GetState(), "TARGET_STATE_"),
-			word(t.GetHealth().GetStatus(), "HEALTH_STATUS_"), strings.Join(combinations, ", "))
+		list.add(cells(t.GetName(), t.GetKind(), word(t.GetState(), "TARGET_STATE_"),
+			word(t.GetHealth().GetStatus(), "HEALTH_STATUS_"), strings.Join(combinations, ", "))...)
 	}
-	return tw.Flush()
+	return list.write(w)
 }
 
 func newTargetsCheck(conn *connection) *cobra.Command {
@@ -73,7 +77,7 @@ func newTargetsCheck(conn *connection) *cobra.Command {
 A target that is paused or parked is asked all the same, and one that was parked is released if it accepts the
 credentials.
 
-The exit status is 0 if no check failed, warnings notwithstanding, and 1 if one did.`,
+Exit status: 0 no check failed, warnings notwithstanding, 1 one did, 2 usage, 5 not accepted.`,
 		Example: `  endsession targets check
   endsession targets check kibana-prod storage
   endsession targets check -o json | jq '.targets[] | select(.health.status != "HEALTH_STATUS_OK")'`,
@@ -113,6 +117,7 @@ The exit status is 0 if no check failed, warnings notwithstanding, and 1 if one 
 		}}
 	conn.flags(cmd)
 	out.flags(cmd)
+	cmd.ValidArgsFunction = conn.manyTargets
 	return cmd
 }
 
@@ -166,23 +171,39 @@ func checkTargets(ctx context.Context, client endsessionv1.SessionServiceClient,
 }
 
 func printChecks(w io.Writer, targets []*endsessionv1.Target) error {
-	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(tw, "TARGET\tCHECK\tVERDICT\tMESSAGE, AND → REMEDY")
+	list := newTable("TARGET", "CHECK", "VERDICT", "MESSAGE, AND → REMEDY")
 	for _, t := range targets {
 		for _, c := range t.GetHealth().GetChecks() {
-			fmt.Fprintf(tw, "%s\t%s\t%s\t%s\n", t.GetName(), c.GetName(), word(c.GetStatus(), "CHECK_STATUS_"), c.GetMessage())
+			verdict := word(c.GetStatus(), "CHECK_STATUS_")
+			row := cells(t.GetName(), c.GetName(), verdict, c.GetMessage())
+			row[2].how = verdictStyle(c.GetStatus())
+			list.add(row...)
 			if c.GetRemedy() != "" {
-				fmt.Fprintf(tw, "\t\t\t→ %s\n", c.GetRemedy())
+				list.add(cells("", "", "", "→ "+c.GetRemedy())...)
 			}
 		}
 	}
-	return tw.Flush()
+	return list.write(w)
+}
+
+func verdictStyle(s endsessionv1.CheckStatus) style {
+	switch s {
+	case endsessionv1.CheckStatus_CHECK_STATUS_OK:
+		return good
+	case endsessionv1.CheckStatus_CHECK_STATUS_FAILED:
+		return bad
+	}
+	return wary
 }
 
 func newTargetsPause(conn *connection) *cobra.Command {
 	var out output
 	var reason string
 	cmd := &cobra.Command{Use: "pause TARGET", Short: "Send nothing to a target until it is resumed; its runs wait",
+		Long: `pause makes the runs of a target wait, also across restarts, until resume. What is on its way is not called back, and
+runs whose time is up expire. No session ends by it, so it does not ask.
+
+` + callStatuses,
 		Example: `  endsession targets pause apm --reason "maintenance CHG-17"`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -208,6 +229,7 @@ func newTargetsPause(conn *connection) *cobra.Command {
 		}}
 	conn.flags(cmd)
 	out.flags(cmd)
+	cmd.ValidArgsFunction = conn.oneTarget
 	cmd.Flags().StringVar(&reason, "reason", "", "why, shown to others")
 	return cmd
 }
@@ -215,6 +237,9 @@ func newTargetsPause(conn *connection) *cobra.Command {
 func newTargetsResume(conn *connection) *cobra.Command {
 	var out output
 	cmd := &cobra.Command{Use: "resume TARGET", Short: "End a pause, or let a parked target be tried at once",
+		Long: `resume lets the runs of a target go on that waited for it. They are what was accepted before, so it does not ask.
+
+` + callStatuses,
 		Example: `  endsession targets resume apm`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -236,5 +261,6 @@ func newTargetsResume(conn *connection) *cobra.Command {
 		}}
 	conn.flags(cmd)
 	out.flags(cmd)
+	cmd.ValidArgsFunction = conn.oneTarget
 	return cmd
 }

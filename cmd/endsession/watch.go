@@ -1,9 +1,6 @@
 package main
 
 import (
-	"errors"
-	"io"
-
 	endsessionv1 "github.com/endsession/endsession/gen/endsession/v1"
 	"github.com/spf13/cobra"
 )
@@ -11,10 +8,16 @@ import (
 func newWatch(conn *connection) *cobra.Command {
 	var out output
 	cmd := &cobra.Command{
-		Use:     "watch NAME",
-		Short:   "Show an invalidation after every change, until it is final",
-		Example: `  endsession watch invalidations/0190b7a2-0000-7000-8000-000000000000 -o json`,
-		Args:    cobra.ExactArgs(1),
+		Use:   "watch NAME",
+		Short: "Show an invalidation after every change, until it is final",
+		Long: `watch shows an invalidation until it is final: in a table that is kept up to date on a terminal, elsewhere in one line
+for each change of a run, and with -o json in one document a line for each change. If the gateway is not heard of for a
+while, watch says so and tries again. Ctrl-C ends the looking, not the invalidation.
+
+` + outcomeStatuses,
+		Example: `  endsession watch invalidations/0190b7a2-0000-7000-8000-000000000000
+  endsession watch 0190b7a2-0000-7000-8000-000000000000 -o json`,
+		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := out.check(); err != nil {
 				return err
@@ -24,31 +27,26 @@ func newWatch(conn *connection) *cobra.Command {
 				return err
 			}
 			defer done()
-			stream, err := client.WatchInvalidation(cmd.Context(), &endsessionv1.WatchInvalidationRequest{Name: invalidationName(args[0])})
+			resp, err := client.GetInvalidation(cmd.Context(), &endsessionv1.GetInvalidationRequest{Name: invalidationName(args[0])})
 			if err != nil {
 				return callError(err)
 			}
-			var last *endsessionv1.Invalidation
-			for {
-				msg, err := stream.Recv()
-				if errors.Is(err, io.EOF) {
-					break
-				}
-				if err != nil {
-					return callError(err)
-				}
-				if last.GetRevision() == msg.GetInvalidation().GetRevision() {
-					continue // a heartbeat
-				}
-				last = msg.GetInvalidation()
-				if err := out.print(cmd.OutOrStdout(), msg, func(w io.Writer) error { return printInvalidation(w, last) }); err != nil {
-					return err
-				}
+			f := &follower{client: client}
+			if out.format == "json" {
+				f.view = &jsonView{each: func(inv *endsessionv1.Invalidation) error {
+					return out.document(cmd, &endsessionv1.WatchInvalidationResponse{Invalidation: inv})
+				}}
 			}
-			return outcome(last)
+			look := looking{end: true}
+			inv, err := look.see(cmd, &out, f, resp.GetInvalidation())
+			if err != nil {
+				return err
+			}
+			return outcome(inv)
 		},
 	}
 	conn.flags(cmd)
 	out.flags(cmd)
+	cmd.ValidArgsFunction = conn.invalidationNames(anyState)
 	return cmd
 }
