@@ -53,6 +53,7 @@ var guides = []guide{
 	{page: "docs/CONTRIBUTING.md", world: somewhere},
 	{page: "docs/audit.md", world: auditWorld, endless: []string{"endsession audit export --config endsession.yaml --follow"}},
 	{page: "docs/authentication.md", world: securedWorld},
+	{page: "docs/configuration.md", world: running},
 	{page: "docs/targets/checks.md", world: running},
 }
 
