@@ -35,7 +35,7 @@ type guide struct {
 	// choice is set where readers choose between commands; skip are those that this choice leaves out, by a word in them.
 	choice string
 	skip   []string
-	// outputs says that the page's blocks of output are what the command before them prints.
+	// outputs says that the page's blocks of output and JSON are what the command before them prints.
 	outputs bool
 	// world prepares the shell.
 	world func(t *testing.T, s *shell)
@@ -50,6 +50,7 @@ var guides = []guide{
 	{page: "docs/quickstart.md", choice: "kibana", skip: []string{"bigiq:", "element:"}, world: nothing, outputs: true},
 	{page: "docs/quickstart.md", choice: "bigiq", skip: []string{"kibana:", "element:"}, world: nothing},
 	{page: "docs/quickstart.md", choice: "element", skip: []string{"kibana:", "bigiq:"}, world: nothing},
+	{page: "docs/api.md", world: apiWorld, outputs: true},
 	{page: "docs/CONTRIBUTING.md", world: somewhere},
 	{page: "docs/audit.md", world: auditWorld, endless: []string{"endsession audit export --config endsession.yaml --follow"}},
 	{page: "docs/authentication.md", world: securedWorld},
@@ -275,8 +276,10 @@ func (g guide) carryOut(t *testing.T) {
 	g.world(t, s)
 	done, last := 0, ""
 	for _, b := range fenced(string(text)) {
-		if b.language == "output" && g.outputs && steady(withoutChanges(last)) != steady(b.text) {
-			t.Errorf("%s:%d: the command before it prints\n%s\nthe page has\n%s", g.page, b.line, last, b.text)
+		if g.outputs && (b.language == "output" || b.language == "json") {
+			if got, want := readable(last), readable(b.text); got != want {
+				t.Errorf("%s:%d: the command before it prints\n%s\nthe page has\n%s", g.page, b.line, got, want)
+			}
 		}
 		if b.language != "sh" {
 			continue
@@ -319,6 +322,19 @@ func (g guide) carryOut(t *testing.T) {
 	if done == 0 {
 		t.Error("the page has no commands any more")
 	}
+}
+
+// readable is an output without what differs from run to run; JSON is put into one form.
+func readable(out string) string {
+	var v any
+	d := json.NewDecoder(strings.NewReader(out))
+	d.UseNumber()
+	if d.Decode(&v) == nil {
+		if canonical, err := json.MarshalIndent(v, "", "  "); err == nil {
+			out = string(canonical)
+		}
+	}
+	return steady(strings.TrimSpace(withoutChanges(out)))
 }
 
 // shell is a bash that carries out commands one after the other, as somebody's terminal does.
@@ -598,15 +614,100 @@ func (s *shell) configuration(w *world, more string) string {
 	return text + more
 }
 
-// running is a world with the demo's systems and its gateway, configured by endsession.yaml. Before each command
-// everybody is signed in.
+// running is a world with the demo's systems and its gateway, configured by endsession.yaml, and bin/endsession. Before
+// each command everybody is signed in.
 func running(t *testing.T, s *shell) {
 	w := s.emulate(t)
 	s.write(t, "endsession.yaml", s.configuration(w, ""), 0o600)
+	s.do(t, "mkdir bin && ln -s ../.bin/endsession bin/endsession")
 	s.do(t, "endsession serve --config endsession.yaml &")
 	s.awaitGateway(t)
 	s.before = func(string) { w.signEverybodyIn() }
 	s.after = func(command, out string) { answersJSON(t, command, out) }
+}
+
+// apiWorld is running, and knows what must become of each of the page's commands.
+func apiWorld(t *testing.T, s *shell) {
+	w := s.emulate(t)
+	s.write(t, "endsession.yaml", s.configuration(w, ""), 0o600)
+	s.do(t, "endsession serve --config endsession.yaml &")
+	s.awaitGateway(t)
+	s.before = func(string) {
+		if len(w.present()) < len(w.population) {
+			w.signEverybodyIn()
+		}
+	}
+	n := 0
+	s.after = func(command, out string) {
+		answersJSON(t, command, out)
+		if n++; n > len(apiCommands) || !strings.Contains(command, apiCommands[n-1].has) {
+			t.Fatalf("command %d of the page is %s: what should become of it?", n, command)
+		}
+		c := apiCommands[n-1]
+		// protobuf breaks its JSON after commas, or does not, as it likes.
+		if !strings.Contains(strings.ReplaceAll(out, ", ", ","), c.says) {
+			t.Errorf("%s does not say %q: %s", command, c.says, out)
+		}
+		if c.dies != nil {
+			w.judge(t, command, c.dies)
+		}
+	}
+	t.Cleanup(func() {
+		if n < len(apiCommands) && !t.Failed() {
+			t.Errorf("the page has only %d commands, want %d", n, len(apiCommands))
+		}
+	})
+}
+
+func noneDies(signedIn) bool { return false }
+
+// apiCommands are those of the page about the API, in its order: something in them, something in their answers, and who
+// must be gone, if that can be known when they are answered.
+var apiCommands = []struct {
+	has, says string
+	dies      func(signedIn) bool
+}{
+	{"describe", "rpc InvalidateSessions ", noneDies},
+	{"/openapi.json", `"InvalidateSessions"`, noneDies},
+	// End a person's sessions.
+	{`"requestId"`, `"INVALIDATION_STATE_SUCCEEDED"`, func(x signedIn) bool { return x.person == "alice" && x.target == "kibana-prod" }},
+	{"SessionService/InvalidateSessions", `"INVALIDATION_STATE_SUCCEEDED"`, func(x signedIn) bool { return x.person == "alice" }},
+	// Select.
+	{`"bob"`, `"INVALIDATION_STATE_SUCCEEDED"`, func(x signedIn) bool { return x.person == "bob" && x.okta }},
+	{`{"provider"`, `"INVALIDATION_STATE_SUCCEEDED"`, func(x signedIn) bool { return x.okta }},
+	{`{"group"`, `"INVALIDATION_STATE_SUCCEEDED"`, func(x signedIn) bool { return x.vpn }},
+	{`{"all"`, `"INVALIDATION_STATE_SUCCEEDED"`, func(x signedIn) bool { return x.target == "storage" }},
+	{"id=$(", "", noneDies},
+	{`{"sessions"`, `"invalidatedCount":1`, nil},
+	// Preview.
+	{`"validateOnly"`, `KILL_BY_USER`, noneDies},
+	// Wait.
+	{`"waitTimeout": "0s"`, "\n202\n", nil},
+	{"name=$(", "", nil},
+	{`/v1/$name"`, `"name":"invalidations/`, nil},
+	{"?waitTimeout=60s", `"INVALIDATION_STATE_SUCCEEDED"`, nil},
+	{":watch", `"INVALIDATION_STATE_SUCCEEDED"`, noneDies},
+	// Repeat.
+	{`"requestId"`, `"replayed":true`, noneDies},
+	// List.
+	{"userId=alice", `{"invalidations":[{"name":`, noneDies},
+	{"label=ticket=INC-7", `{"invalidations":[{"name":`, noneDies},
+	{"page=$(", "", noneDies},
+	{"pageToken=$page", `"nextPageToken":"`, noneDies},
+	// Targets.
+	{"/v1/targets", `{"targets":[{"name":"apm"`, noneDies},
+	{"storage:check", `{"checks":[{"name":"reachable","status":"CHECK_STATUS_OK"`, noneDies},
+	{"storage:pause", `"TARGET_STATE_PAUSED"`, noneDies},
+	// Cancel.
+	{"name=$(", "", noneDies},
+	{":cancel", `"INVALIDATION_STATE_CANCELLED"`, noneDies},
+	{"invalidations:cancel", `"notCancelledCount":1`, noneDies},
+	// Retry.
+	{"name=$(", "", noneDies},
+	{"storage:resume", `"TARGET_STATE_ACTIVE"`, noneDies},
+	{":retry", `"INVALIDATION_STATE_SUCCEEDED"`, func(x signedIn) bool { return x.person == "carol" && x.target == "storage" }},
+	// Errors.
+	{`"usr"`, `"INVALID_ARGUMENT"`, noneDies},
 }
 
 // auditWorld is a gateway that has something to audit, with a key.
@@ -667,7 +768,7 @@ func securedWorld(t *testing.T, s *shell) {
 // answersJSON: what curl and grpcurl answer is JSON: one value, or one a line.
 func answersJSON(t *testing.T, command, out string) {
 	t.Helper()
-	if kind := strings.Fields(command)[0]; kind != "curl" && kind != "grpcurl" {
+	if kind := strings.Fields(command)[0]; kind != "curl" && kind != "grpcurl" || strings.Contains(command, " describe ") {
 		return
 	}
 	if json.Valid([]byte(out)) {
