@@ -96,7 +96,7 @@ be; of audit verify and audit export also 6: the journal cannot be read.`,
 	root.SetOut(newScreen(io.out, lookup))
 	root.SetErr(io.err)
 	root.AddCommand(newServe(), newDemo(), newInvalidate(conn), newPreview(conn), newGet(conn), newList(conn), newWatch(conn),
-		newCancel(conn), newRetry(conn), newTargets(conn), newAudit(), newConfig(), newPolicy(), newKey(), newVersion())
+		newCancel(conn), newRetry(conn), newTargets(conn), newHealth(lookup), newAudit(), newConfig(), newPolicy(), newKey(), newVersion())
 	addCompletion(root)
 	return root
 }
