@@ -83,7 +83,7 @@ const (
 	Nobody
 )
 
-// Bounds of the steps of a shutdown; together they fit into the half minute that process managers grant.
+// Bounds of the steps of a shutdown; see [ShutdownBound].
 const (
 	httpDrain = 5 * time.Second
 	grpcDrain = 5 * time.Second
@@ -98,6 +98,10 @@ const (
 	// directoryClose is long enough for connections to be told.
 	directoryClose = time.Second
 )
+
+// ShutdownBound is how long [Server.Run] takes at most to end when it is told to. Whoever manages the process has to wait
+// longer before it kills.
+const ShutdownBound = httpDrain + grpcDrain + 2*handlerEnd + attemptDrain + attemptEnd + directoryClose + storeClose
 
 const (
 	// memoryBuffer is the size of the buffers between gateway and gRPC server.

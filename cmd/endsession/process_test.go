@@ -68,7 +68,13 @@ func begin(t testing.TB, path string) *process {
 
 func beginWith(t testing.TB, env map[string]string, path string) *process {
 	t.Helper()
-	p := &process{cmd: program(env, "serve", "--config", path, "--log-format", "json"), log: &lockedBuffer{}, ended: make(chan struct{})}
+	return beginCommand(t, program(env, "serve", "--config", path, "--log-format", "json"))
+}
+
+// beginCommand starts a command that is endsession serve, in whatever surroundings.
+func beginCommand(t testing.TB, cmd *exec.Cmd) *process {
+	t.Helper()
+	p := &process{cmd: cmd, log: &lockedBuffer{}, ended: make(chan struct{})}
 	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"syscall"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/endsession/endsession/server"
 	"github.com/endsession/endsession/server/config"
 	"github.com/endsession/endsession/server/telemetry"
@@ -47,6 +48,7 @@ func newServe() *cobra.Command {
 			force, stop := forced(cmd.Context())
 			defer stop()
 			defer reloads(cmd.Context(), path, srv, logger)()
+			defer tellManager(cmd.Context(), srv, logger)()
 			if err := srv.Run(cmd.Context(), force); err != nil {
 				return &exitError{exitFailed, err}
 			}
@@ -69,12 +71,34 @@ func newLogger(w io.Writer, l config.Log) *slog.Logger {
 	return slog.New(slog.NewJSONHandler(w, options))
 }
 
+// tellManager tells the process manager that the gateway is ready, lives and stops, until the function that it returns is
+// called. The listeners have their ports: whoever is told now and calls is answered.
+func tellManager(ctx context.Context, srv *server.Server, log *slog.Logger) (stop func()) {
+	m := manager{log}
+	m.tell(daemon.SdNotifyReady)
+	stopping := context.AfterFunc(ctx, func() { m.tell(daemon.SdNotifyStopping) })
+	// A shutdown has its own bounds, and the process lives until its end.
+	alive, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	go m.watchdog(alive, func(ctx context.Context) error { return askHealth(ctx, srv.AdminAddr().String(), "/healthz") })
+	return func() { stopping(); cancel() }
+}
+
 // reloads has the server take over the configuration anew whenever the process gets a SIGHUP, until the function that it
 // returns is called.
 func reloads(ctx context.Context, path string, srv *server.Server, log *slog.Logger) (stop func()) {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGHUP)
 	ctx, cancel := context.WithCancel(ctx)
+	m := manager{log}
+	reload := func() error {
+		m.reloading()
+		defer m.tell(daemon.SdNotifyReady)
+		conf, err := loadConfig(path)
+		if err != nil {
+			return err
+		}
+		return srv.Reload(ctx, conf)
+	}
 	go func() {
 		for {
 			select {
@@ -82,11 +106,7 @@ func reloads(ctx context.Context, path string, srv *server.Server, log *slog.Log
 			case <-ctx.Done():
 				return
 			}
-			conf, err := loadConfig(path)
-			if err == nil {
-				err = srv.Reload(ctx, conf)
-			}
-			if err != nil {
+			if err := reload(); err != nil {
 				log.ErrorContext(ctx, "the configuration was not reloaded; the old one stays in use", "error", err)
 				continue
 			}
