@@ -23,6 +23,18 @@ KILLS ?= 100
 REPLICAS ?= 20
 SEED ?=
 MINUTES ?=
+# What `endsession version` says of a build: the tag, or what git makes of its absence, the commit and its date. Empty where
+# there is no git (in the container image's build, which is told them).
+VERSION ?= $(shell git describe --tags --always --dirty --match 'v*' 2>/dev/null)
+COMMIT ?= $(shell git rev-parse HEAD 2>/dev/null)
+DATE ?= $(shell TZ=UTC git log -1 --date=format-local:%Y-%m-%dT%H:%M:%SZ --format=%cd 2>/dev/null)
+# The time of everything in the archives, as seconds since 1970: the commit's, or what zip can say first.
+SOURCE_DATE_EPOCH ?= $(or $(shell git log -1 --format=%ct 2>/dev/null),315619200)
+# What releases are built for.
+PLATFORMS ?= linux/amd64 linux/arm64 darwin/amd64 darwin/arm64 windows/amd64 windows/arm64
+# The same source gives the same bytes, wherever it is built: no path, no state of a checkout, no C compiler is in it.
+RELEASE_BUILD = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false \
+  -ldflags '-s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.date=$(DATE)'
 # What `make breaking` compares the contract with.
 AGAINST ?= main
 
@@ -36,7 +48,35 @@ help: ## list the targets
 .PHONY: build
 build: ## build bin/endsession
 	@echo "==> build: bin/endsession"
-	CGO_ENABLED=0 $(GO) build -trimpath -o bin/endsession ./cmd/endsession
+	$(RELEASE_BUILD) -o bin/endsession ./cmd/endsession
+
+# It needs GNU tar, gzip and zip. File by file what goes into the archives is fixed: order, owner, mode and time.
+.PHONY: release
+release: ## build dist/: an archive for each of PLATFORMS (all six), and SHA256SUMS
+	@echo "==> release $(VERSION): dist/"
+	rm -rf dist
+	mkdir dist
+	for platform in $(PLATFORMS); do
+	  os=$${platform%/*} arch=$${platform#*/} exe=
+	  if [ "$$os" = windows ]; then exe=.exe; fi
+	  name=endsession_$(VERSION)_$${os}_$${arch}
+	  echo "==> $$name"
+	  mkdir dist/$$name
+	  GOOS=$$os GOARCH=$$arch $(RELEASE_BUILD) -o dist/$$name/endsession$$exe ./cmd/endsession
+	  cp README.md LICENSE dist/$$name
+	  if [ "$$os" = linux ]; then cp deploy/systemd/endsession.service deploy/systemd/endsession.yaml dist/$$name; fi
+	  chmod 644 dist/$$name/*
+	  chmod 755 dist/$$name dist/$$name/endsession$$exe
+	  TZ=UTC find dist/$$name -exec touch -h -d @$(SOURCE_DATE_EPOCH) {} +
+	  if [ "$$os" = windows ]; then
+	    (cd dist && find $$name | LC_ALL=C sort | TZ=UTC zip -q -X -9 $$name.zip -@)
+	  else
+	    tar -C dist --sort=name --format=ustar --owner=0 --group=0 --numeric-owner -c $$name | gzip -n -9 >dist/$$name.tar.gz
+	  fi
+	  rm -r dist/$$name
+	done
+	cd dist
+	sha256sum endsession_* >SHA256SUMS
 
 .PHONY: demo
 demo: ## three emulators, people signed in, one of them signed out everywhere

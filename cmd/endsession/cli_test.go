@@ -526,7 +526,7 @@ func statuses(cmd *cobra.Command) []string {
 }
 
 func TestVersion(t *testing.T) {
-	if r := (cli{}).run(t, "version"); r.status != 0 || !regexp.MustCompile(`^endsession \S+ go1\.\S+ \w+/\w+\n$`).MatchString(r.out) {
+	if r := (cli{}).run(t, "version"); r.status != 0 || !regexp.MustCompile(`^endsession \S+( \(commit [0-9a-f]{40} of \S+\))? go1\.\S+ \w+/\w+\n$`).MatchString(r.out) {
 		t.Errorf("exit status %d: %q %s", r.status, r.out, r.err)
 	}
 }
