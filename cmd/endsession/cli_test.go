@@ -499,7 +499,7 @@ func TestHelp(t *testing.T) {
 		}
 	}
 	visit(root)
-	want := []string{"audit export", "audit verify", "cancel", "completion bash", "completion fish", "completion powershell", "completion zsh", "config check", "config schema", "demo", "get", "invalidate", "key new", "list", "policy test", "preview", "retry", "serve", "targets check",
+	want := []string{"audit export", "audit verify", "cancel", "completion bash", "completion fish", "completion powershell", "completion zsh", "config check", "config schema", "demo", "get", "health", "invalidate", "key new", "list", "policy test", "preview", "retry", "serve", "targets check",
 		"targets list", "targets pause", "targets resume", "version", "watch"}
 	if slices.Sort(all); !slices.Equal(all, want) {
 		t.Errorf("commands %v, want %v", all, want)
