@@ -21,6 +21,7 @@ import (
 
 func newInvalidate(conn *connection) *cobra.Command {
 	var call callFlags
+	var users bulkFlags
 	var out output
 	var look looking
 	var requestID string
@@ -37,11 +38,17 @@ looking and not the invalidation, which goes on at the gateway until it is final
   endsession invalidate --user alice --provider saml/okta --target kibana-prod
   endsession invalidate --group vpn --confirm-broad --yes
   endsession invalidate --user alice --yes --watch
-  endsession invalidate --user alice --yes -o json | jq .invalidation.state`,
+  endsession invalidate --user alice --yes -o json | jq .invalidation.state
+  endsession invalidate --users-file leavers.csv --reason "off-boarding" --job leavers-2026-05`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := out.check(); err != nil {
 				return err
+			}
+			if many, err := users.given(cmd); err != nil {
+				return err
+			} else if many {
+				return bulk(cmd, conn, &call, &users, &out, &look, yes)
 			}
 			if err := look.check(); err != nil {
 				return err
@@ -92,6 +99,7 @@ looking and not the invalidation, which goes on at the gateway until it is final
 	conn.flags(cmd)
 	call.flags(cmd)
 	conn.completeCall(cmd)
+	users.flags(cmd)
 	out.flags(cmd)
 	look.flags(cmd)
 	f := cmd.Flags()
