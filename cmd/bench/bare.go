@@ -17,6 +17,9 @@ import (
 	"google.golang.org/grpc"
 )
 
+// bareAgent tells the upstream whose connections are whose.
+var bareAgent = []string{"bare"}
+
 // bareServer is the fan-out that everything is compared with: the same call, answered with the same message, after the
 // same requests. It knows neither policy nor journal nor audit, retries nothing and asks nobody who they are.
 type bareServer struct {
@@ -83,6 +86,7 @@ func (t bareTarget) end(ctx context.Context, user string) (int32, error) {
 		return 0, err
 	}
 	req.Header["Content-Type"] = jsonType
+	req.Header["User-Agent"] = bareAgent
 	resp, err := t.client.Do(req)
 	if err != nil {
 		return 0, err

@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync/atomic"
-	"time"
 
 	"github.com/endsession/endsession/adapters"
 	"github.com/endsession/endsession/adapters/bigiq"
@@ -27,16 +26,21 @@ const maxConcurrency = 1000
 
 func targetName(i int) string { return fmt.Sprintf("t%d", i) }
 
-// playGateway serves the gateway itself, as it is assembled for `endsession serve`, with the constant targets beside the
-// real ones. The argument is its configuration. It logs as much as it would in production.
-func playGateway(ctx context.Context, args []string) (map[string]string, func() error, error) {
+// targetTypes are the kinds of targets: the constant ones beside the real ones.
+func targetTypes() map[string]adapters.Type {
 	types := map[string]adapters.Type{}
 	for _, t := range []adapters.Type{constantType(), bigiq.Type(), kibana.Type(), element.Type()} {
 		types[t.Kind] = t
 	}
+	return types
+}
+
+// playGateway serves the gateway itself, as it is assembled for `endsession serve`, with the constant targets beside the
+// real ones. The argument is its configuration. It logs as much as it would in production.
+func playGateway(ctx context.Context, args []string) (map[string]string, func() error, error) {
 	var durable atomic.Int64
 	sqlite.RegisterConnectionHook(func(conn sqlite.ExecQuerierContext, _ string) error { return mustBeDurable(conn, &durable) })
-	conf, err := config.Load(args[0], types)
+	conf, err := config.Load(args[0], targetTypes())
 	if err != nil {
 		return nil, nil, err
 	}
@@ -84,9 +88,10 @@ func mustBeDurable(conn sqlite.ExecQuerierContext, seen *atomic.Int64) error {
 type setup struct {
 	// name is that of its directory.
 	name string
-	// upstream is the URL, with the delay, that the targets' numbers are appended to.
+	// upstream is the URL, with the delay, that the targets' numbers are appended to. Empty: more has the targets.
 	upstream string
-	targets  int
+	// targets is how many runs a call has.
+	targets int
 	// concurrency of each target; zero means as much as is allowed.
 	concurrency int
 	// dsn of PostgreSQL; empty means SQLite.
@@ -95,12 +100,18 @@ type setup struct {
 	more string
 }
 
-// gateway is one that runs.
+// gateway is one that runs, with what is to be found in its journal afterwards.
 type gateway struct {
 	*process
 	setup
-	dir string
-	key string
+	dir    string
+	key    string
+	client *grpcClient
+	// calls counts those that were answered as accepted; before is how many invalidations the journal held beforehand.
+	calls  atomic.Int64
+	before int64
+	// lost: callers may have been left without an answer. unfinished: runs may be left that are not final.
+	lost, unfinished bool
 }
 
 func (g *gateway) journal() string { return filepath.Join(g.dir, "journal.db") }
@@ -125,12 +136,14 @@ auth: { api_keys: [ { name: bench, sha256: [ "%x" ] } ] }
 policy:
   - { name: no-broad-night-jobs, deny: 'request.broad && request.priority == "bulk"' }
   - { name: oncall, allow: '"oncall" in caller.groups', rights: [invalidate, preview, read, retry, cancel, list_targets, check, pause] }
-  - { name: bench, allow: 'caller.name == "bench" && (request.has_user || request.broad)', rights: [invalidate, preview, read, retry, cancel, list_targets, check, pause] }
+  - { name: bench, allow: 'caller.name == "bench" && !request.broad', rights: [invalidate, preview, read, retry, cancel, list_targets, check, pause] }
+  - { name: bench-broad, allow: 'caller.name == "bench" && request.broad', protected: true, unlimited: true }
 protected: { users: [break-glass, "ceo@corp.example"] }
 %s`, store, strings.Repeat("k", 40), auth.HashKey(g.key), s.more)
-	if s.targets > 0 {
-		text.WriteString("targets:\n")
+	if s.upstream == "" {
+		return g, os.WriteFile(g.config(), []byte(text.String()), 0o600)
 	}
+	text.WriteString("targets:\n")
 	concurrency := s.concurrency
 	if concurrency == 0 {
 		concurrency = maxConcurrency
@@ -145,18 +158,27 @@ func (g *gateway) config() string { return filepath.Join(g.dir, "endsession.yaml
 
 // begin starts the gateway, or starts it again.
 func (g *gateway) begin(ctx context.Context) (err error) {
-	g.process, err = start(ctx, "gateway", g.config())
+	if g.process, err = start(ctx, "gateway", g.config()); err != nil {
+		return err
+	}
+	if g.client != nil {
+		g.client.close()
+	}
+	g.client, err = newGRPCClient(g.address["grpc"], g.key, g.targets, connections)
 	return err
 }
 
-// gateway configures a gateway and starts it.
-func (b *bench) gateway(ctx context.Context, s setup) (*gateway, error) {
-	g, err := b.configure(s)
-	if err != nil {
-		return nil, err
-	}
-	return g, g.begin(ctx)
+// end stops the gateway in order.
+func (g *gateway) end() error {
+	g.client.close()
+	return g.stop()
 }
 
-// waitTimeout is how long calls wait for their end: longer than any should take.
-const waitTimeout = 30 * time.Second
+// grpc and rest are ways in, as contenders.
+func (g *gateway) grpc(name string) contender {
+	return contender{name: name, server: g.process, client: counted{g.client, &g.calls}}
+}
+
+func (g *gateway) rest(name string) contender {
+	return contender{name: name, server: g.process, client: counted{newRESTClient(g.address["http"], g.key, g.targets), &g.calls}}
+}

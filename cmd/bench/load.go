@@ -40,7 +40,7 @@ type grpcClient struct {
 	next    atomic.Uint64
 }
 
-func newGRPCClient(address, key string, targets int) (*grpcClient, error) {
+func newGRPCClient(address, key string, targets, connections int) (*grpcClient, error) {
 	c := &grpcClient{key: key, targets: targets}
 	for range connections {
 		cc, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
@@ -63,11 +63,18 @@ func (c *grpcClient) service(ctx context.Context) (context.Context, endsessionv1
 	if c.key != "" {
 		ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+c.key)
 	}
-	return ctx, endsessionv1.NewSessionServiceClient(c.conns[c.next.Add(1)%connections])
+	return ctx, endsessionv1.NewSessionServiceClient(c.conns[c.next.Add(1)%uint64(len(c.conns))])
 }
 
 func byUser(user string) *endsessionv1.InvalidateSessionsRequest {
 	return &endsessionv1.InvalidateSessionsRequest{Selector: &endsessionv1.Selector{User: &endsessionv1.User{Id: user}}}
+}
+
+// accepted makes one call, and says whether it was answered after all runs had ended.
+func (c *grpcClient) accepted(ctx context.Context, user string) (final bool, err error) {
+	ctx, service := c.service(ctx)
+	resp, err := service.InvalidateSessions(ctx, byUser(user))
+	return resp.GetInvalidation().GetState() != endsessionv1.InvalidationState_INVALIDATION_STATE_RUNNING, err
 }
 
 func (c *grpcClient) end(ctx context.Context, user string) error {
@@ -136,16 +143,34 @@ func (c *restClient) end(ctx context.Context, user string) error {
 	return nil
 }
 
+// counted counts the calls of a client that succeeded.
+type counted struct {
+	client
+	calls *atomic.Int64
+}
+
+func (c counted) end(ctx context.Context, user string) error {
+	err := c.client.end(ctx, user)
+	if err == nil {
+		c.calls.Add(1)
+	}
+	return err
+}
+
 // sample is one measurement.
 type sample struct {
-	Calls    int
-	Rate     float64 // calls per second
-	P50, P99 time.Duration
+	Calls int           `json:"calls"`
+	Rate  float64       `json:"calls_per_second"`
+	P50   time.Duration `json:"p50_ns"`
+	P99   time.Duration `json:"p99_ns"`
 	// CPU, Allocs and AllocBytes are the server's, per call.
-	CPU        time.Duration
-	Allocs     float64
-	AllocBytes float64
-	Peak       int64 // the server's memory at most, bytes
+	CPU        time.Duration `json:"cpu_per_call_ns"`
+	Allocs     float64       `json:"allocs_per_call"`
+	AllocBytes float64       `json:"alloc_bytes_per_call"`
+	// Peak is the server's resident memory at most, in bytes, from the beginning of the measurement.
+	Peak int64 `json:"peak_bytes"`
+
+	fsync time.Duration // what appendDurably took just before
 }
 
 // users makes names that nobody had before.
@@ -181,6 +206,9 @@ func measure(ctx context.Context, server *process, c client, callers int, length
 		return time.Since(began)
 	}
 	run(length/5, false) // connections are made, caches filled
+	if err := server.forgetPeak(ctx); err != nil {
+		return s, errors.Join(context.Cause(ctx), err)
+	}
 	before, err := server.usage(ctx)
 	if err != nil {
 		return s, errors.Join(context.Cause(ctx), err)

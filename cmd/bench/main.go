@@ -20,6 +20,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/endsession/endsession/server/store/postgres/pgtest"
 )
 
 func main() {
@@ -51,10 +53,10 @@ type part struct {
 }
 
 var parts = []part{
-	{"compare", compare},
-	{"targets", targets},
-	{"journal", journal},
-	{"accept", accept},
+	{partCompare, compare},
+	{partTargets, targets},
+	{partJournal, journal},
+	{partAccept, accept},
 	{"bulk", bulk},
 	{"recovery", recovery},
 	{"overload", overload},
@@ -78,7 +80,7 @@ func run(ctx context.Context, args []string, out io.Writer) (missed bool, err er
 	length := flags.Duration("length", 1500*time.Millisecond, "how long one measurement takes")
 	jsonFile := flags.String("json", "", "write the figures to this `file`")
 	markdown := flags.String("markdown", "", "replace the figures in this `file`, between its marks")
-	profile := flags.String("profile", "", "write CPU profiles of the measured processes into this `directory`")
+	profile := flags.String("profile", "", "write CPU profiles of the measured processes into this `directory`, of the last round")
 	if err := flags.Parse(args); err != nil {
 		return false, err
 	}
@@ -99,8 +101,9 @@ func run(ctx context.Context, args []string, out io.Writer) (missed bool, err er
 	}
 	defer os.RemoveAll(dir)
 	b := &bench{dir: dir, out: out, rounds: *rounds, length: *length, profile: *profile}
-	b.report.Machine = describeMachine(dir)
+	defer b.removePostgres()
 	began := time.Now()
+	b.report = report{Machine: describeMachine(dir), Began: began, Rounds: *rounds, Length: *length}
 	fmt.Fprintln(out, b.report.Machine)
 	for _, p := range chosen {
 		b.logf("%s", p.name)
@@ -108,8 +111,10 @@ func run(ctx context.Context, args []string, out io.Writer) (missed bool, err er
 			return false, fmt.Errorf("%s: %w", p.name, err)
 		}
 	}
-	b.report.Took = time.Since(began).Round(time.Second).String()
-	b.report.print(out)
+	b.report.Took = time.Since(began)
+	b.report.Machine.Fsync = median(b.fsyncs)
+	fmt.Fprintln(out)
+	err = b.report.print(out)
 	if *jsonFile != "" {
 		err = errors.Join(err, b.report.writeJSON(*jsonFile))
 	}
@@ -127,6 +132,9 @@ type bench struct {
 	length  time.Duration
 	profile string
 	report  report
+	// fsyncs is how long appendDurably took, now and then.
+	fsyncs   []time.Duration
+	postgres *pgtest.Cluster // nil until it is needed
 }
 
 // logf tells whoever waits what is being measured.

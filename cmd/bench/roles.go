@@ -46,6 +46,8 @@ func play(ctx context.Context, args []string) error {
 		return err
 	}
 	http.HandleFunc("GET /usage", func(w http.ResponseWriter, _ *http.Request) { _ = json.NewEncoder(w).Encode(ownUsage()) })
+	// Linux counts the peak anew; elsewhere it is that since the beginning.
+	http.HandleFunc("GET /forget-peak", func(http.ResponseWriter, *http.Request) { _ = os.WriteFile("/proc/self/clear_refs", []byte("5"), 0) })
 	http.HandleFunc("GET /profile", pprof.Profile)
 	http.HandleFunc("GET /allocs", pprof.Handler("allocs").ServeHTTP)
 	go func() { _ = http.Serve(control, nil) }()
@@ -68,7 +70,7 @@ type usage struct {
 	Allocs     uint64        // objects
 	AllocBytes uint64
 	Resident   int64 // bytes, now
-	Peak       int64 // bytes, at most so far
+	Peak       int64 // bytes, at most so far, or since that was forgotten
 }
 
 func ownUsage() usage {
@@ -175,6 +177,12 @@ func (p *process) kill() {
 // usage asks the process what it has used.
 func (p *process) usage(ctx context.Context) (u usage, err error) {
 	return u, getJSON(ctx, "http://"+p.address["control"]+"/usage", &u)
+}
+
+// forgetPeak has the most memory that the process has occupied counted from now on.
+func (p *process) forgetPeak(ctx context.Context) error {
+	_, err := get(ctx, "http://"+p.address["control"]+"/forget-peak")
+	return err
 }
 
 func getJSON(ctx context.Context, url string, v any) error {

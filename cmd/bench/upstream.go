@@ -32,7 +32,7 @@ func playUpstream(context.Context, []string) (map[string]string, func() error, e
 	if err != nil {
 		return nil, nil, err
 	}
-	var requests, connections atomic.Int64
+	var bare, gateway upstreamCounts
 	var arrivals sync.Map // user → time.Time
 	answer, err := json.Marshal(done{Ended: 2})
 	if err != nil {
@@ -40,7 +40,14 @@ func playUpstream(context.Context, []string) (map[string]string, func() error, e
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /", func(w http.ResponseWriter, r *http.Request) {
-		requests.Add(1)
+		counts := &gateway
+		if r.UserAgent() == bareAgent[0] {
+			counts = &bare
+		}
+		counts.requests.Add(1)
+		if !r.Context().Value(connectionKey{}).(*atomic.Bool).Swap(true) {
+			counts.connections.Add(1)
+		}
 		body, err := io.ReadAll(r.Body)
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusBadRequest)
@@ -66,17 +73,15 @@ func playUpstream(context.Context, []string) (map[string]string, func() error, e
 		_, _ = w.Write(answer)
 	})
 	mux.HandleFunc("GET /counts", func(w http.ResponseWriter, _ *http.Request) {
-		_ = json.NewEncoder(w).Encode(upstreamCounts{requests.Load(), connections.Load()})
+		_ = json.NewEncoder(w).Encode(upstreamReport{bare.load(), gateway.load()})
 	})
 	mux.HandleFunc("GET /arrivals", func(w http.ResponseWriter, _ *http.Request) {
 		all := map[string]time.Time{}
 		arrivals.Range(func(user, at any) bool { all[user.(string)] = at.(time.Time); return true })
 		_ = json.NewEncoder(w).Encode(all)
 	})
-	server := &http.Server{Handler: mux, ConnState: func(_ net.Conn, s http.ConnState) {
-		if s == http.StateNew {
-			connections.Add(1)
-		}
+	server := &http.Server{Handler: mux, ConnContext: func(ctx context.Context, _ net.Conn) context.Context {
+		return context.WithValue(ctx, connectionKey{}, new(atomic.Bool))
 	}}
 	go func() { _ = server.Serve(listener) }()
 	return map[string]string{"http": listener.Addr().String()}, server.Close, nil
@@ -84,5 +89,18 @@ func playUpstream(context.Context, []string) (map[string]string, func() error, e
 
 var jsonType = []string{"application/json"}
 
-// upstreamCounts is what the upstream has seen.
-type upstreamCounts struct{ Requests, Connections int64 }
+// connectionKey leads to whether a connection has carried a request.
+type connectionKey struct{}
+
+// upstreamCounts is what the upstream has seen of one sort of client; connections are those that carried a request.
+type upstreamCounts struct{ requests, connections atomic.Int64 }
+
+func (c *upstreamCounts) load() seen { return seen{c.requests.Load(), c.connections.Load()} }
+
+// upstreamReport is what the upstream tells of what it has seen.
+type upstreamReport struct{ Bare, Gateway seen }
+
+type seen struct {
+	Requests    int64 `json:"requests"`
+	Connections int64 `json:"connections"`
+}
