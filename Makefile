@@ -35,6 +35,8 @@ PLATFORMS ?= linux/amd64 linux/arm64 darwin/amd64 darwin/arm64 windows/amd64 win
 # The same source gives the same bytes, wherever it is built: no path, no state of a checkout, no C compiler is in it.
 RELEASE_BUILD = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false \
   -ldflags '-s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.date=$(DATE)'
+# What `make bench` measures instead of everything, and where it writes; see bin/bench -help.
+BENCHFLAGS ?=
 # What `make breaking` compares the contract with.
 AGAINST ?= main
 
@@ -180,10 +182,17 @@ chaos: ## random faults, crashes and kills (SCHEDULES=2000 KILLS=100 REPLICAS=20
 	CHAOS_SCHEDULES=$(SCHEDULES) CHAOS_KILLS=$(KILLS) CHAOS_REPLICAS=$(REPLICAS) CHAOS_SEED=$(SEED) CHAOS_MINUTES=$(MINUTES) \
 	  "$$tmp/chaos.test" -test.run '^TestChaos' -test.timeout 6h
 
+# It builds the program that is all of it: the gateway, the bare fan-out, and the upstreams, each in a process of its own.
+.PHONY: bench
+bench: ## measure the gateway beside a bare fan-out, and write docs/performance.md (BENCHFLAGS='-only compare -rounds 1')
+	@echo "==> bench: a quarter of an hour on two cores; see docs/performance.md"
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/bench ./cmd/bench
+	bin/bench $(if $(BENCHFLAGS),$(BENCHFLAGS),-json bench.json -markdown docs/performance.md)
+
 .PHONY: clean
 clean: ## remove what was built
 	@echo "==> clean"
-	rm -rf bin dist proto/deps coverage.out
+	rm -rf bin dist proto/deps coverage.out bench.json
 
 $(DEPS): go.mod proto/deps-gen/main.go
 	@echo "==> print the .proto files that ours import"

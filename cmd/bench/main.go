@@ -107,14 +107,18 @@ func run(ctx context.Context, args []string, out io.Writer) (missed bool, err er
 	fmt.Fprintln(out, b.report.Machine)
 	for _, p := range chosen {
 		b.logf("%s", p.name)
-		if err := p.run(ctx, b); err != nil {
-			return false, fmt.Errorf("%s: %w", p.name, err)
+		if err = p.run(ctx, b); err != nil {
+			err = fmt.Errorf("%s: %w", p.name, err)
+			break
 		}
 	}
 	b.report.Took = time.Since(began)
 	b.report.Machine.Fsync = median(b.fsyncs)
 	fmt.Fprintln(out)
-	err = b.report.print(out)
+	// What was found before something went wrong is shown, but not kept.
+	if err = errors.Join(err, b.report.print(out)); err != nil {
+		return false, err
+	}
 	if *jsonFile != "" {
 		err = errors.Join(err, b.report.writeJSON(*jsonFile))
 	}

@@ -23,11 +23,13 @@ type proof struct {
 	// Calls were answered as accepted, Before were in the journal beforehand.
 	Calls  int64 `json:"calls"`
 	Before int64 `json:"before"`
-	// Invalidations and Runs are rows in the journal, those beforehand included; Unfinished are runs.
+	// Invalidations and Runs are rows in the journal, those beforehand included; Unfinished are runs, and so are Unsupported,
+	// which were final when they were accepted.
 	Invalidations int64 `json:"invalidations"`
 	Runs          int64 `json:"runs"`
 	Unfinished    int64 `json:"unfinished"`
-	// Accepted and Ended are audit events: one for each call, one for each run.
+	Unsupported   int64 `json:"unsupported"`
+	// Accepted and Ended are audit events: one for each call, one for each run that did not end with its acceptance.
 	Accepted int64 `json:"audit_accepted"`
 	Ended    int64 `json:"audit_ended"`
 	// Events are those that were verified.
@@ -36,10 +38,10 @@ type proof struct {
 
 func proofTable(proofs []proof) table {
 	t := table{title: "What the journals held afterwards, counted in the database; all audit chains verified", head: []string{
-		"gateway", "store", "calls", "in the journal before", "invalidations", "runs", "unfinished", "audit: accepted", "audit: runs ended", "audit events verified"}}
+		"gateway", "store", "calls", "in the journal before", "invalidations", "runs", "unfinished", "unsupported", "audit: accepted", "audit: runs ended", "audit events verified"}}
 	for _, p := range proofs {
 		row := []string{p.Gateway, p.Store}
-		for _, n := range []int64{p.Calls, p.Before, p.Invalidations, p.Runs, p.Unfinished, p.Accepted, p.Ended, int64(p.Events)} {
+		for _, n := range []int64{p.Calls, p.Before, p.Invalidations, p.Runs, p.Unfinished, p.Unsupported, p.Accepted, p.Ended, int64(p.Events)} {
 			row = append(row, fmt.Sprint(n))
 		}
 		t.rows = append(t.rows, row)
@@ -93,6 +95,7 @@ func (g *gateway) prove(ctx context.Context) (p proof, err error) {
 		{&p.Invalidations, `SELECT count(*) FROM invalidations`},
 		{&p.Runs, `SELECT count(*) FROM runs`},
 		{&p.Unfinished, `SELECT count(*) FROM runs WHERE complete_time IS NULL`},
+		{&p.Unsupported, `SELECT count(*) FROM runs WHERE state = 'UNSUPPORTED' AND attempts = 0`},
 		{&p.Accepted, `SELECT count(*) FROM audit WHERE type = 'invalidation.accepted'`},
 		{&p.Ended, `SELECT count(*) FROM audit WHERE type IN ('run.succeeded', 'run.failed', 'run.unsupported', 'run.cancelled')`},
 	} {
@@ -116,7 +119,7 @@ func (g *gateway) prove(ctx context.Context) (p proof, err error) {
 	expect("invalidations", p.Invalidations, p.Before+p.Calls)
 	expect("runs", p.Runs, (p.Before+p.Calls)*int64(g.targets))
 	expect("audit events of acceptances", p.Accepted, p.Calls)
-	expect("audit events of the ends of runs", p.Ended, runs-p.Unfinished)
+	expect("audit events of the ends of runs", p.Ended, runs-p.Unfinished-p.Unsupported)
 	if !g.unfinished {
 		expect("unfinished runs", p.Unfinished, 0)
 	}

@@ -17,7 +17,7 @@ func targets(ctx context.Context, b *bench) error {
 	return b.with(ctx, func(s *stand) error {
 		var all []contender
 		for _, n := range counts {
-			bare, err := s.bare(ctx, fmt.Sprintf("bare, %d targets", n), 0, n)
+			bare, err := s.bare(ctx, fmt.Sprintf("bare, targets: %d", n), 0, n)
 			if err != nil {
 				return err
 			}
@@ -25,7 +25,7 @@ func targets(ctx context.Context, b *bench) error {
 			if err != nil {
 				return err
 			}
-			all = append(all, bare, g.grpc(fmt.Sprintf("gateway, %d targets", n)))
+			all = append(all, bare, g.grpc(fmt.Sprintf("gateway, targets: %d", n)))
 		}
 		found, err := s.alternate(ctx, callers, all...)
 		if err != nil {
@@ -62,7 +62,7 @@ func journal(ctx context.Context, b *bench) error {
 				return err
 			}
 			s.took(g)
-			all = append(all, g.grpc(fmt.Sprintf("%d invalidations", n)))
+			all = append(all, g.grpc(fmt.Sprintf("gateway, journalled: %d", n)))
 		}
 		found, err := s.alternate(ctx, callers, all...)
 		if err != nil {
