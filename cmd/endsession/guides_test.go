@@ -56,6 +56,7 @@ var guides = []guide{
 	{page: "docs/authentication.md", world: securedWorld},
 	{page: "docs/configuration.md", world: running},
 	{page: "docs/targets/checks.md", world: running},
+	{page: "docs/deploy.md", world: somewhere},
 }
 
 // notRun are the commands that no test carries out as they are printed, by how they begin, and why. It is kept short.
@@ -67,6 +68,15 @@ var notRun = []struct{ page, command, why string }{
 	{"docs/adapters.md", "make generate", "as above"},
 	{"docs/adapters.md", "make test", "carries out this very test"},
 	{"docs/reliability.md", "make chaos", "takes a quarter of an hour or more; make test carries out a part of it"},
+	{"docs/deploy.md", "make build", "TestImage carries it out, in another checkout"},
+	{"docs/deploy.md", "make release", "TestReleaseIsReproducible and TestReleaseArchives carry it out, in other checkouts"},
+	{"docs/deploy.md", "sha256sum", "there is no release to download; TestReleaseIsReproducible checks the sums"},
+	{"docs/deploy.md", "tar", "as above"},
+	{"docs/deploy.md", "sudo", "changes the machine; TestUnitRuns carries the unit out"},
+	{"docs/deploy.md", "systemctl", "needs systemd to run"},
+	{"docs/deploy.md", "journalctl", "needs systemd to run"},
+	{"docs/deploy.md", "docker", "needs a container engine; TestImage carries the Dockerfile out"},
+	{"docs/deploy.md", "kubectl", "needs a cluster; TestManifests and TestManifestsRun carry the manifests out"},
 }
 
 // TestGuides carries out every command that a page shows.
