@@ -39,18 +39,25 @@ func runCount(r *endsessionv1.Run) string {
 	return count(r.InvalidatedCount, r.GetCountIsMinimum())
 }
 
-// final reports whether nothing about an invalidation will change any more.
+// final reports whether nothing about an invalidation will change any more. Of a state that this program does not know
+// that cannot be said.
 func final(inv *endsessionv1.Invalidation) bool {
-	return inv.GetState() != endsessionv1.InvalidationState_INVALIDATION_STATE_RUNNING
+	switch inv.GetState() {
+	case endsessionv1.InvalidationState_INVALIDATION_STATE_SUCCEEDED, endsessionv1.InvalidationState_INVALIDATION_STATE_PARTIALLY_SUCCEEDED,
+		endsessionv1.InvalidationState_INVALIDATION_STATE_FAILED, endsessionv1.InvalidationState_INVALIDATION_STATE_CANCELLED:
+		return true
+	}
+	return false
 }
 
 // runFinal reports the same of a run.
 func runFinal(r *endsessionv1.Run) bool {
 	switch r.GetState() {
-	case endsessionv1.RunState_RUN_STATE_PENDING, endsessionv1.RunState_RUN_STATE_RUNNING, endsessionv1.RunState_RUN_STATE_RETRYING:
-		return false
+	case endsessionv1.RunState_RUN_STATE_SUCCEEDED, endsessionv1.RunState_RUN_STATE_UNSUPPORTED,
+		endsessionv1.RunState_RUN_STATE_FAILED, endsessionv1.RunState_RUN_STATE_CANCELLED:
+		return true
 	}
-	return true
+	return false
 }
 
 func runStateWord(s endsessionv1.RunState) string { return word(s, "RUN_STATE_") }

@@ -118,6 +118,9 @@ func describe(err error) string {
 
 // callError gives a failed call its exit status: 5 when nothing was accepted, 2 when the request was wrong.
 func callError(err error) error {
+	if e := new(exitError); errors.As(err, &e) { // it has one already
+		return err
+	}
 	switch status.Code(err) {
 	case codes.InvalidArgument:
 		return &exitError{exitUsage, err}
@@ -129,13 +132,13 @@ func callError(err error) error {
 
 // outcome is the exit status of an invalidation as it stands.
 func outcome(inv *endsessionv1.Invalidation) error {
-	switch inv.GetState() {
-	case endsessionv1.InvalidationState_INVALIDATION_STATE_SUCCEEDED:
-		return nil
-	case endsessionv1.InvalidationState_INVALIDATION_STATE_PARTIALLY_SUCCEEDED:
-		return &exitError{status: exitPartial}
-	case endsessionv1.InvalidationState_INVALIDATION_STATE_RUNNING:
+	switch {
+	case !final(inv):
 		return &exitError{status: exitStillRunning}
+	case inv.GetState() == endsessionv1.InvalidationState_INVALIDATION_STATE_SUCCEEDED:
+		return nil
+	case inv.GetState() == endsessionv1.InvalidationState_INVALIDATION_STATE_PARTIALLY_SUCCEEDED:
+		return &exitError{status: exitPartial}
 	}
 	return &exitError{status: exitFailed}
 }
