@@ -13,6 +13,7 @@ import (
 	"github.com/endsession/endsession/adapters/bigiq/bigiqtest"
 	endsessionv1 "github.com/endsession/endsession/gen/endsession/v1"
 	"github.com/google/uuid"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -79,14 +80,14 @@ func (s *cutStream) Recv() (*endsessionv1.WatchInvalidationResponse, error) {
 	return msg, err
 }
 
-// breaks is a watch that ends with an error after some messages, refused one that does not begin.
+// breaks is a watch that ends with an error after some messages, refusedWatch is one that does not begin.
 func breaks(messages int, err error) func(context.Context, stream) (stream, error) {
 	return func(_ context.Context, watch stream) (stream, error) {
 		return &cutStream{stream: watch, messages: messages, end: func() error { return err }}, nil
 	}
 }
 
-func refused(err error) func(context.Context, stream) (stream, error) {
+func refusedWatch(err error) func(context.Context, stream) (stream, error) {
 	return func(context.Context, stream) (stream, error) { return nil, err }
 }
 
@@ -122,14 +123,14 @@ func TestFollow(t *testing.T) {
 		"TheWaitIsOver":     {wait: 45 * time.Second, state: "RUNNING", after: 45 * time.Second},
 		"NoWait":            {state: "RUNNING", after: 1},
 		"Interrupted":       {wait: forEver, interrupt: 7 * time.Second, state: "RUNNING", after: 7 * time.Second},
-		"Broken":            {watches: []func(context.Context, stream) (stream, error){breaks(1, unavailable), refused(unavailable), breaks(0, unavailable), breaks(1, unavailable)}, wait: forEver, state: "SUCCEEDED", lost: "the network is gone"},
+		"Broken":            {watches: []func(context.Context, stream) (stream, error){breaks(1, unavailable), refusedWatch(unavailable), breaks(0, unavailable), breaks(1, unavailable)}, wait: forEver, state: "SUCCEEDED", lost: "the network is gone"},
 		"BrokenAtTheEnd":    {watches: []func(context.Context, stream) (stream, error){breaks(1, unavailable)}, wait: time.Second / 10, state: "RUNNING", lost: "the network is gone", after: time.Second / 10},
 		"EndedTooEarly":     {watches: []func(context.Context, stream) (stream, error){breaks(1, io.EOF)}, wait: forEver, state: "SUCCEEDED", lost: "the stream ended too early"},
 		"Silent":            {watches: []func(context.Context, stream) (stream, error){silent}, wait: forEver, state: "SUCCEEDED", lost: "nothing came for too long"},
 		"Behind":            {watches: []func(context.Context, stream) (stream, error){behind}, wait: forEver, state: "SUCCEEDED", lost: "the stream ended too early"},
-		"NobodyAnyMore":     {watches: []func(context.Context, stream) (stream, error){refused(status.Error(codes.Unauthenticated, "the token is over"))}, wait: forEver, state: "RUNNING", after: 1, err: "goes on, but cannot be watched: the token is over (Unauthenticated)"},
+		"NobodyAnyMore":     {watches: []func(context.Context, stream) (stream, error){refusedWatch(status.Error(codes.Unauthenticated, "the token is over"))}, wait: forEver, state: "RUNNING", after: 1, err: "goes on, but cannot be watched: the token is over (Unauthenticated)"},
 		"RemovedMeanwhile":  {watches: []func(context.Context, stream) (stream, error){breaks(1, status.Error(codes.NotFound, "there is none"))}, wait: forEver, state: "RUNNING", after: 1, err: "there is none (NotFound)"},
-		"ADefectPassesAway": {watches: []func(context.Context, stream) (stream, error){refused(status.Error(codes.Internal, "oh"))}, wait: forEver, state: "SUCCEEDED", lost: "oh (Internal)"},
+		"ADefectPassesAway": {watches: []func(context.Context, stream) (stream, error){refusedWatch(status.Error(codes.Internal, "oh"))}, wait: forEver, state: "SUCCEEDED", lost: "oh (Internal)"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -250,11 +251,13 @@ func TestAccept(t *testing.T) {
 		says  string // of the error; empty if there is none
 		hint  bool
 	}{
-		"Arrives":          {calls: 1},
-		"LostOnce":         {lost: []error{gone}, calls: 2},
-		"LostTwice":        {lost: []error{gone, gone}, calls: 2, says: "the connection broke (Unavailable)", hint: true},
-		"Refused":          {lost: []error{status.Error(codes.PermissionDenied, "no")}, calls: 1, says: "no"},
-		"RefusedByTheName": {lost: []error{gone, status.Error(codes.PermissionDenied, "no")}, calls: 2, says: "no"},
+		"Arrives":       {calls: 1},
+		"LostOnce":      {lost: []error{gone}, calls: 2},
+		"LostTwice":     {lost: []error{gone, gone}, calls: 2, says: "the connection broke (Unavailable)", hint: true},
+		"Refused":       {lost: []error{status.Error(codes.PermissionDenied, "no")}, calls: 1, says: "no"},
+		"NotJournalled": {lost: []error{gatewaySays(t, "NOT_ACCEPTED")}, calls: 1, says: "in a word"},
+		"CommitUnknown": {lost: []error{gatewaySays(t, "ACCEPTANCE_UNKNOWN")}, calls: 2},
+		"RefusedAtLast": {lost: []error{gone, status.Error(codes.PermissionDenied, "no")}, calls: 2, says: "no"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -287,6 +290,16 @@ func TestAccept(t *testing.T) {
 			})
 		})
 	}
+}
+
+// gatewaySays is an error of the gateway's own.
+func gatewaySays(t *testing.T, reason string) error {
+	t.Helper()
+	st, err := status.New(codes.Unavailable, "in a word").WithDetails(&errdetails.ErrorInfo{Domain: "endsession", Reason: reason})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return st.Err()
 }
 
 // TestAcceptIsNotCutOff: an interruption does not take away an answer that is on its way, but ends a call without one.

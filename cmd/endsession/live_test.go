@@ -18,8 +18,8 @@ import (
 
 const someName = "invalidations/0190b7a2-0000-7000-8000-000000000000"
 
-// standing is an invalidation for zoë as it stands with some runs.
-func standing(runs ...*endsessionv1.Run) *endsessionv1.Invalidation {
+// asItStands is an invalidation for zoë as it stands with some runs.
+func asItStands(runs ...*endsessionv1.Run) *endsessionv1.Invalidation {
 	inv := &endsessionv1.Invalidation{
 		Name: someName, Revision: 7, State: endsessionv1.InvalidationState_INVALIDATION_STATE_SUCCEEDED, Runs: runs,
 		Selector: &endsessionv1.Selector{User: &endsessionv1.User{Id: "佐藤 zoë"}},
@@ -88,16 +88,16 @@ func TestPicture(t *testing.T) {
 		inv    *endsessionv1.Invalidation
 		footer string
 	}{
-		"start":  {inv: standing(pendingRun("apm"), runningRun("kibana-prod"), pendingRun("storage"))},
-		"ended":  {inv: standing(runningRun("apm"), repeat, endedRun("storage", 3))},
-		"nobody": {inv: standing(endedRun("apm", 0), endedRun("storage", 0))},
-		"trouble": {inv: standing(retryingRun("apm", "UPSTREAM_UNREACHABLE", "no connection, or no answer in time, which may have many causes that are told at great length"),
+		"start":  {inv: asItStands(pendingRun("apm"), runningRun("kibana-prod"), pendingRun("storage"))},
+		"ended":  {inv: asItStands(runningRun("apm"), repeat, endedRun("storage", 3))},
+		"nobody": {inv: asItStands(endedRun("apm", 0), endedRun("storage", 0))},
+		"trouble": {inv: asItStands(retryingRun("apm", "UPSTREAM_UNREACHABLE", "no connection, or no answer in time, which may have many causes that are told at great length"),
 			repeat, endedRun("storage", 0), runningRun("storage-2"))},
-		"lost": {inv: standing(runningRun("apm"), repeat), footer: "nothing heard of the gateway for 12s, trying again: connection error: desc = \"transport: Error while dialing\" (Unavailable)"},
-		"names": {inv: standing(retryingRun(strings.Repeat("a-very-long-name-", 3)+"of-a-target", "STILL_ALIVE", "セッションがまだ生きています、もう一度やってみますが、それでもだめなら失敗です"),
+		"lost": {inv: asItStands(runningRun("apm"), repeat), footer: "nothing heard of the gateway for 12s, trying again: connection error: desc = \"transport: Error while dialing\" (Unavailable)"},
+		"names": {inv: asItStands(retryingRun(strings.Repeat("a-very-long-name-", 3)+"of-a-target", "STILL_ALIVE", "セッションがまだ生きています、もう一度やってみますが、それでもだめなら失敗です"),
 			endedRun("b", 0), retryingRun("c", "UPSTREAM_FAILED", "\x1b[2J\x1b[31m\u202eforged\nstorage  SUCCEEDED\t3"))},
-		"fourteen": {inv: standing(manyRuns(14)...)},
-		"forty":    {inv: standing(manyRuns(40)...), footer: "nothing heard of the gateway for 1m0s, trying again"},
+		"fourteen": {inv: asItStands(manyRuns(14)...)},
+		"forty":    {inv: asItStands(manyRuns(40)...), footer: "nothing heard of the gateway for 1m0s, trying again"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			inv := (&follower{harmless: true}).prepared(test.inv)
@@ -131,7 +131,7 @@ var clock = regexp.MustCompile(`\b[0-9]{2}:[0-9]{2}:[0-9]{2}\b`)
 func TestReport(t *testing.T) {
 	repeat := endedRun("kibana-prod", 2)
 	repeat.Verification = endsessionv1.Verification_VERIFICATION_CONFIRMED_BY_REPEAT
-	inv := standing(retryingRun(strings.Repeat("a-very-long-name-", 3)+"of-a-target", "STILL_ALIVE", "sessions that were ended are still listed"), repeat, endedRun("storage", 0))
+	inv := asItStands(retryingRun(strings.Repeat("a-very-long-name-", 3)+"of-a-target", "STILL_ALIVE", "sessions that were ended are still listed"), repeat, endedRun("storage", 0))
 	for name, s := range map[string]*screen{
 		"pipe": {}, "80": {size: func() (int, int) { return 80, 24 }}, "120-colors": {size: func() (int, int) { return 120, 24 }, color: true},
 	} {
@@ -146,7 +146,7 @@ func TestReport(t *testing.T) {
 
 // TestColorsAreOnlyPaint: a picture with colours is the picture without, and some colour.
 func TestColorsAreOnlyPaint(t *testing.T) {
-	inv := standing(manyRuns(40)...)
+	inv := asItStands(manyRuns(40)...)
 	bare := picture{screen: &screen{}, width: 80, height: 24}.lines(inv)
 	painted := picture{screen: &screen{color: true}, width: 80, height: 24}.lines(inv)
 	paint := regexp.MustCompile("\x1b\\[[0-9;]*m")
@@ -236,7 +236,7 @@ func TestLiveViewIsOneTable(t *testing.T) {
 			t.Errorf("%s: shown is\n%s\nwant\n%s", what, got, strings.Join(lines, "\n"))
 		}
 	}
-	first, second := standing(runningRun("apm"), retryingRun("storage", "UPSTREAM_BUSY", "later")), standing(manyRuns(40)...)
+	first, second := asItStands(runningRun("apm"), retryingRun("storage", "UPSTREAM_BUSY", "later")), asItStands(manyRuns(40)...)
 	v.show(first)
 	want("the first", first, "")
 	v.tick()
@@ -250,7 +250,7 @@ func TestLiveViewIsOneTable(t *testing.T) {
 	x.narrow(60)
 	v.tick()
 	want("narrower", first, "")
-	last := standing(endedRun("apm", 1), endedRun("storage", 2))
+	last := asItStands(endedRun("apm", 1), endedRun("storage", 2))
 	if err := v.end(last); err != nil {
 		t.Fatal(err)
 	}
@@ -267,7 +267,7 @@ func TestLiveViewIsOneTable(t *testing.T) {
 func TestLinesForChanges(t *testing.T) {
 	var out, errOut bytes.Buffer
 	v := &lineView{out: &out, err: &errOut, written: map[string]string{}}
-	first := standing(runningRun("apm"), retryingRun("storage", "UPSTREAM_BUSY", `says "later"`))
+	first := asItStands(runningRun("apm"), retryingRun("storage", "UPSTREAM_BUSY", `says "later"`))
 	first.Runs[0].NextAttemptTime = timestamppb.New(time.Unix(1, 0)) // when it is asked again how far it is
 	v.show(first)
 	v.show(first)
@@ -276,7 +276,7 @@ func TestLinesForChanges(t *testing.T) {
 	v.show(second)
 	v.lost("no route")
 	v.lost("no route")
-	v.show(standing(endedRun("apm", 0), first.GetRuns()[1]))
+	v.show(asItStands(endedRun("apm", 0), first.GetRuns()[1]))
 	want := someName + ` apm RUNNING sessions=unknown verification=- attempts=1
 ` + someName + ` storage RETRYING sessions=at-least-17 verification=- attempts=12 next_try=2027-01-15T08:00:00Z warnings=SIGNED_IN_AGAIN reason=UPSTREAM_BUSY message="says \"later\""
 ` + someName + ` apm SUCCEEDED sessions=0 verification=CONFIRMED_BY_LIST attempts=1 warnings=NO_SESSION_MATCHED
@@ -332,7 +332,7 @@ func TestNothingMatched(t *testing.T) {
 			[]string{`storage: warning: NO_SESSION_MATCHED: 0 sessions matched: check the provider "saml/okta", the group "vpn" the target was asked for`}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			inv := standing(test.runs...)
+			inv := asItStands(test.runs...)
 			inv.Selector = test.sel
 			var got []string
 			for _, n := range notes(inv) {
