@@ -54,6 +54,7 @@ var guides = []guide{
 	{page: "docs/CONTRIBUTING.md", world: somewhere},
 	{page: "docs/audit.md", world: auditWorld, endless: []string{"endsession audit export --config endsession.yaml --follow"}},
 	{page: "docs/authentication.md", world: securedWorld},
+	{page: "docs/bulk.md", world: bulkWorld, status: map[string]int{"endsession invalidate --users-file leavers.csv": exitPartial}},
 	{page: "docs/configuration.md", world: running},
 	{page: "docs/targets/checks.md", world: running},
 	{page: "docs/deploy.md", world: somewhere},

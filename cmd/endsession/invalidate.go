@@ -33,6 +33,11 @@ func newInvalidate(conn *connection) *cobra.Command {
 that is kept up to date on a terminal, elsewhere in one line for each change. Ctrl-C, or the end of --wait, ends the
 looking and not the invalidation, which goes on at the gateway until it is final.
 
+With --users-file it ends the sessions of everybody in a file, one id a line or CSV with the column id (email,
+target_username:TARGET and attributes may follow), and waits until all are final; --wait bounds that. It can be run
+again: what was accepted before, under the same --job, is not begun anew. Ctrl-C then makes no more calls, and says how
+to go on. Who failed is written to a CSV file that can be a users file itself.
+
 ` + outcomeStatuses,
 		Example: `  endsession invalidate --user alice --reason "account compromised"
   endsession invalidate --user alice --provider saml/okta --target kibana-prod
