@@ -95,7 +95,7 @@ func (b *bulkFlags) read(cmd *cobra.Command) (usersFile, error) {
 		if err != nil {
 			return usersFile{}, usageError("--users-file: %w", err)
 		}
-		defer f.Close()
+		defer func() { _ = f.Close() }()
 		r = f
 	}
 	data, err := io.ReadAll(io.LimitReader(r, maxUsersFile+1))

@@ -70,7 +70,7 @@ func isFailures(path string) bool {
 	if err != nil {
 		return false
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	header, err := csv.NewReader(f).Read()
 	return err == nil && len(header) >= len(failureColumns) && slices.Equal(header[:len(failureColumns)], failureColumns)
 }
