@@ -56,6 +56,7 @@ var guides = []guide{
 	{page: "docs/authentication.md", world: securedWorld},
 	{page: "docs/bulk.md", world: bulkWorld, status: map[string]int{"endsession invalidate --users-file leavers.csv": exitPartial}},
 	{page: "docs/configuration.md", world: running},
+	{page: "docs/operations.md", world: running},
 	{page: "docs/targets/checks.md", world: running},
 	{page: "docs/deploy.md", world: somewhere},
 }
@@ -65,6 +66,13 @@ var notRun = []struct{ page, command, why string }{
 	{"README.md", "make test", "carries out this very test"},
 	{"docs/CONTRIBUTING.md", "make test", "carries out this very test"},
 	{"docs/CONTRIBUTING.md", "make generate", "writes into the checkout; make verify, which is part of make test, does the same elsewhere"},
+	{"docs/operations.md", "sqlite3 /var", "TestBackupAndRestore does, without that program"},
+	{"docs/operations.md", "pg_dump", "PostgreSQL's own"},
+	{"docs/operations.md", "pg_restore", "as above"},
+	{"docs/operations.md", "mv /var", "TestBackupAndRestore does, elsewhere"},
+	{"docs/operations.md", "cp /backup", "as above"},
+	{"docs/operations.md", "endsession retry", "the name stands for somebody's; TestCLI has it"},
+	{"docs/operations.md", "kill -HUP", "would reach every gateway on the machine; TestReload has it"},
 	{"docs/adapters.md", "go test ./adapters/acme/...", "TestAdapterGuide does, with the files of the page"},
 	{"docs/adapters.md", "make generate", "as above"},
 	{"docs/adapters.md", "make test", "carries out this very test"},
@@ -403,7 +411,7 @@ if [ "$1" = -o ]; then out=$PWD/$2; shift 2; set -- -o "$out" "$@"; fi
 exec go "$verb" -C '`+top+`' "$@"
 `, 0o700)
 	s.write(t, ".bin/git", "#!/bin/sh\n[ \"$*\" = 'clone https://github.com/endsession/endsession' ] && mkdir endsession\n", 0o700)
-	s.env["ENDSESSION_SERVER"] = s.host + ":9090"
+	s.env["ENDSESSION_SERVER"], s.env["ENDSESSION_ADMIN"] = s.host+":9090", s.host+":9091"
 	t.Cleanup(func() {
 		s.end(t)
 		if t.Failed() {
