@@ -86,8 +86,8 @@ func (e *Engine) accept(ctx context.Context, req Request, retryOf string) (inv I
 			a.Start = append(a.Start, i)
 		}
 	}
-	changes, unsubscribe := e.hub.subscribe(inv.ID)
-	defer func() { unsubscribe() }()
+	known, forget := e.hub.follow(inv.ID)
+	defer forget()
 	asked := time.Now()
 	accepted, replayed, leases, err := e.journal(ctx, a)
 	for _, i := range a.Start {
@@ -99,9 +99,11 @@ func (e *Engine) accept(ctx context.Context, req Request, retryOf string) (inv I
 	case err != nil:
 		return Invalidation{}, false, err
 	case replayed:
-		unsubscribe()
-		changes, unsubscribe = e.hub.subscribe(accepted.ID)
+		changes, unsubscribe := e.hub.subscribe(accepted.ID)
+		defer unsubscribe()
+		return e.wait(ctx, accepted, req.Wait, changes, e.store.Get), true, nil
 	default:
+		known.accepted(accepted)
 		e.accepted(ctx, accepted)
 		for _, l := range leases {
 			e.workers[accepted.Runs[l.Run].Target].start(ClaimedRun{Lease: l, Run: accepted.Runs[l.Run], CreateTime: accepted.CreateTime,
@@ -113,7 +115,9 @@ func (e *Engine) accept(ctx context.Context, req Request, retryOf string) (inv I
 			}
 		}
 	}
-	return e.wait(ctx, accepted, req.Wait, changes), replayed, nil
+	return e.wait(ctx, accepted, req.Wait, known.wake, func(ctx context.Context, id string) (Invalidation, error) {
+		return known.look(func() (Invalidation, error) { return e.store.Get(ctx, id) })
+	}), false, nil
 }
 
 // replay answers a repeated call that would not be accepted now: a target it names may be gone since.
@@ -131,7 +135,7 @@ func (e *Engine) replay(ctx context.Context, req Request, retryOf string) (Inval
 	}
 	changes, unsubscribe := e.hub.subscribe(inv.ID)
 	defer unsubscribe()
-	return e.wait(ctx, inv, req.Wait, changes), true
+	return e.wait(ctx, inv, req.Wait, changes, e.store.Get), true
 }
 
 // journal writes the acceptance. It does not die with the caller's connection: from here on the call may be accepted.
@@ -168,8 +172,10 @@ func (e *Engine) lookUp(ctx context.Context, id string) (Invalidation, bool) {
 	return inv, err == nil
 }
 
-// wait returns the invalidation when it is final, or as it stands when the time is up or the context nears its end.
-func (e *Engine) wait(ctx context.Context, inv Invalidation, length time.Duration, changes <-chan struct{}) Invalidation {
+// wait returns the invalidation when it is final, or as it stands when the time is up or the context nears its end. After
+// each change it looks, and when the time is up, into the journal: news of another process may be late.
+func (e *Engine) wait(ctx context.Context, inv Invalidation, length time.Duration, changes <-chan struct{},
+	look func(ctx context.Context, id string) (Invalidation, error)) Invalidation {
 	if deadline, ok := ctx.Deadline(); ok {
 		left := time.Until(deadline)
 		length = min(length, left-min(max(left/10, 20*time.Millisecond), time.Second))
@@ -183,11 +189,11 @@ func (e *Engine) wait(ctx context.Context, inv Invalidation, length time.Duratio
 		select {
 		case <-changes:
 		case <-timer.C:
-			up = true // one last look: news of another process may be late
+			up, look = true, e.store.Get
 		case <-ctx.Done():
 			return inv
 		}
-		newer, err := e.store.Get(ctx, inv.ID)
+		newer, err := look(ctx, inv.ID)
 		if err != nil {
 			if ctx.Err() == nil {
 				e.log.ErrorContext(ctx, "read invalidation", "invalidation", inv.ID, "error", err)

@@ -10,4 +10,4 @@ func NewHub() Hub { return Hub{newHub()} }
 func (h Hub) Subscribe(id string) (<-chan struct{}, func()) { return h.h.subscribe(id) }
 
 // Changed is what the store calls.
-func (h Hub) Changed(id string) { h.h.changed(id) }
+func (h Hub) Changed(id string) { h.h.changed(Change{ID: id}) }

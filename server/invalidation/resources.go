@@ -21,7 +21,7 @@ func (e *Engine) Get(ctx context.Context, caller Caller, id string, wait time.Du
 	if err != nil {
 		return Invalidation{}, err
 	}
-	return e.wait(ctx, inv, wait, changes), nil
+	return e.wait(ctx, inv, wait, changes, e.store.Get), nil
 }
 
 // read returns an invalidation that the caller may know of; what it may not is not found.

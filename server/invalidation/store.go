@@ -126,9 +126,8 @@ type Store interface {
 	ReleaseSlots(ctx context.Context, slots []Slot) error
 
 	// OnChange registers f to be called after every committed change of an invalidation or a pause, in this process or, if
-	// the journal is shared, another; id is empty for a pause. If changes of other processes may have been missed, id is
-	// [AnyChange]. f must not block. Call it before anything else.
-	OnChange(f func(id string))
+	// the journal is shared, another. f must not block. Call it before anything else.
+	OnChange(f func(Change))
 
 	// OnNews registers f to be called when another process has changed something, after OnChange's functions, or wants
 	// something of this one. It is never called if the journal is not shared. f must not block. Call it before anything else.
@@ -136,6 +135,14 @@ type Store interface {
 
 	// Close waits for transactions under way and closes the journal. Methods called afterwards return ErrUnavailable.
 	Close() error
+}
+
+// Change is what OnChange tells.
+type Change struct {
+	// ID is the invalidation's, empty for a pause. If changes of other processes may have been missed, it is [AnyChange].
+	ID string
+	// Revision is what the change made of the invalidation's; zero if that is not known.
+	Revision int64
 }
 
 // AnyChange is told in place of an ID when any invalidation may have changed: whoever waits for one shall look.

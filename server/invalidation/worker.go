@@ -439,10 +439,14 @@ func (w *worker) judge(ctx context.Context, a attempt, log *slog.Logger) {
 // as long as the lease holds.
 func (w *worker) record(ctx context.Context, c ClaimedRun, run Run, log *slog.Logger) {
 	events := []Event{runEvent(c, run, w.e.now())}
+	run.Open = false
+	run = run.Kept(w.e.now())
 	for {
 		// The journal's answer matters more than why the attempt ended.
 		rctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), journalTimeout)
+		w.e.hub.recording(c.Lease.InvalidationID)
 		head, err := w.e.store.Record(rctx, c.Lease, run, events)
+		w.e.hub.recorded(c.Lease.InvalidationID, answer{c.Lease.Run, run, head}, err)
 		cancel()
 		switch {
 		case err == nil:

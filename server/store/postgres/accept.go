@@ -86,7 +86,7 @@ func prepareAcceptance(a invalidation.Acceptance) (*acceptance, error) {
 	}
 	inv := &p.inv
 	inv.Revision = 1
-	inv.CreateTime = moment(inv.CreateTime)
+	inv.CreateTime = invalidation.Moment(inv.CreateTime)
 	inv.CompleteTime = time.Time{}
 	inv.Runs = slices.Clone(inv.Runs)
 	states := make([]invalidation.RunState, len(inv.Runs))
@@ -97,7 +97,7 @@ func prepareAcceptance(a invalidation.Acceptance) (*acceptance, error) {
 			return nil, fmt.Errorf("%w: a run is accepted as %s", invalidation.ErrIllegalTransition, r.State)
 		}
 		r.Open = false
-		r = keep(r, inv.CreateTime)
+		r = r.Kept(inv.CreateTime)
 		if p.start[i] {
 			r.State = invalidation.RunRunning
 			r.Open = true
@@ -184,7 +184,7 @@ func (p *acceptance) accept(ctx context.Context, t *tx) (invalidation.Invalidati
 		err := t.QueryRow(ctx, acceptInvalidation, args...).Scan(&now, &until)
 		if err == nil {
 			t.appended = len(p.Events)
-			t.touch(p.inv.ID)
+			t.touch(p.inv.ID, p.inv.Revision)
 			inv, leases := p.accepted(now, until)
 			return inv, false, leases, nil
 		}
@@ -270,7 +270,7 @@ func (s *Store) settle(ctx context.Context, p *acceptance, lost *lostError) (inv
 		return invalidation.Invalidation{}, nil, lost
 	}
 	s.log.InfoContext(ctx, "an acceptance whose answer was lost was found", "invalidation", inv.ID)
-	s.news.changed([]string{inv.ID})
+	s.news.changed([]invalidation.Change{{ID: inv.ID}})
 	return inv, leases, nil
 }
 

@@ -229,7 +229,7 @@ func (t *tx) audit(events []invalidation.Event) ([]any, error) {
 		if i == 0 {
 			chain, after = t.chain.ID(), seq-1
 		}
-		times[i], types[i], kinds[i], names[i] = moment(e.Time), e.Type, e.Caller.Kind, e.Caller.Name
+		times[i], types[i], kinds[i], names[i] = invalidation.Moment(e.Time), e.Type, e.Caller.Kind, e.Caller.Name
 		ids[i], targets[i], details[i] = orNil(e.InvalidationID), orNil(e.Target), orNil(string(e.Data))
 		prevs[i], hashes[i] = prev[:], hash[:]
 	}

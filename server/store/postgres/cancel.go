@@ -101,7 +101,7 @@ func cancel(ctx context.Context, t *tx, id string, at time.Time, events []invali
 		inv.CompleteTime = time.Time{}
 		for i, r := range inv.Runs {
 			if !r.State.Final() {
-				r = keep(invalidation.CancelRun(r, at), now)
+				r = invalidation.CancelRun(r, at).Kept(now)
 				b.Queue(cancelRun, append(e.outcome(r).args(), id, i)...)
 			}
 			if r.CompleteTime.After(inv.CompleteTime) {
@@ -129,14 +129,14 @@ func cancel(ctx context.Context, t *tx, id string, at time.Time, events []invali
 		}
 		return inv, err
 	}
-	t.touch(id)
+	t.touch(id, inv.Revision)
 	return inv, nil
 }
 
 // Pause notes that nothing may be sent to a target.
 func (s *Store) Pause(ctx context.Context, p invalidation.Pause, events []invalidation.Event) error {
 	e := &encoder{}
-	args := []any{e.text(p.Target), e.text(p.Caller.Kind), e.text(p.Caller.Name), e.text(p.Reason), moment(p.Time)}
+	args := []any{e.text(p.Target), e.text(p.Caller.Kind), e.text(p.Caller.Name), e.text(p.Reason), invalidation.Moment(p.Time)}
 	e.events(events)
 	err := e.err
 	if err == nil {
@@ -147,7 +147,7 @@ func (s *Store) Pause(ctx context.Context, p invalidation.Pause, events []invali
 			}
 			_, err = t.Exec(ctx, pauseTarget, append(args[:len(args):len(args)], log...)...)
 			t.appended = len(events)
-			t.touch("")
+			t.touch("", 0)
 			return err
 		})
 	}
@@ -175,7 +175,7 @@ func (s *Store) Resume(ctx context.Context, target string, events []invalidation
 			}
 			t.appended = len(events)
 			if removed > 0 {
-				t.touch("")
+				t.touch("", 0)
 			}
 			return nil
 		})

@@ -142,7 +142,7 @@ func scanClaimed(rows pgx.Rows, t *tx, owner string) (claimed []invalidation.Cla
 		}
 		c.Expired = kept && c.Run.Selector != nil
 		if !kept {
-			t.touch(c.Lease.InvalidationID)
+			t.touch(c.Lease.InvalidationID, 0)
 		}
 		claimed = append(claimed, c)
 	}
@@ -225,7 +225,7 @@ func (s *Store) Release(ctx context.Context, l invalidation.Lease) error {
 			case tag.RowsAffected() == 0:
 				return invalidation.ErrLeaseLost
 			}
-			t.touch(l.InvalidationID)
+			t.touch(l.InvalidationID, 0)
 			return nil
 		})
 	}

@@ -480,8 +480,8 @@ func TestKilledServer(t *testing.T) {
 		openWith(t, postgres.Options{DSN: dsn, Timeout: 3 * time.Second}),
 	}
 	var anyChange atomic.Int32
-	stores[1].OnChange(func(id string) {
-		if id == invalidation.AnyChange {
+	stores[1].OnChange(func(c invalidation.Change) {
+		if c.ID == invalidation.AnyChange {
 			anyChange.Add(1)
 		}
 	})

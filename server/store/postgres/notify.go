@@ -33,7 +33,7 @@ type news struct {
 	me      string // so that what this process tells does not come back to it
 
 	mu          sync.Mutex
-	subscribers []func(string)
+	subscribers []func(invalidation.Change)
 	followers   []func(invalidation.News)
 	untold      []string
 	known       map[string]bool // what is in untold
@@ -53,7 +53,7 @@ func newNews(s *Store, cfg *pgx.ConnConfig, schema uint32) *news {
 	return n
 }
 
-func (n *news) subscribe(f func(string)) {
+func (n *news) subscribe(f func(invalidation.Change)) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.subscribers = append(n.subscribers, f)
@@ -66,11 +66,15 @@ func (n *news) follow(f func(invalidation.News)) {
 }
 
 // changed tells this process at once, and the others soon.
-func (n *news) changed(ids []string) {
-	if len(ids) == 0 {
+func (n *news) changed(changes []invalidation.Change) {
+	if len(changes) == 0 {
 		return
 	}
-	n.publish(ids)
+	ids := make([]string, len(changes))
+	for i, c := range changes {
+		n.publish(c)
+		ids[i] = c.ID
+	}
 	n.others(ids)
 }
 
@@ -94,14 +98,12 @@ func (n *news) others(ids []string) {
 	}
 }
 
-func (n *news) publish(ids []string) {
+func (n *news) publish(c invalidation.Change) {
 	n.mu.Lock()
 	subscribers := n.subscribers
 	n.mu.Unlock()
-	for _, id := range ids {
-		for _, f := range subscribers {
-			f(id)
-		}
+	for _, f := range subscribers {
+		f(c)
 	}
 }
 
@@ -115,7 +117,7 @@ func (n *news) heard(lines []string) {
 		if target, wish := strings.CutPrefix(line, slotsWanted); wish {
 			told.SlotsWanted = target
 		} else {
-			n.publish([]string{line})
+			n.publish(invalidation.Change{ID: line})
 			told.Changed = line
 		}
 		for _, f := range followers {

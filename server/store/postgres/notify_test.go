@@ -22,10 +22,10 @@ type ear struct {
 
 func listenTo(s *postgres.Store) *ear {
 	e := &ear{heard: map[string]int{}}
-	s.OnChange(func(id string) {
+	s.OnChange(func(c invalidation.Change) {
 		e.mu.Lock()
 		defer e.mu.Unlock()
-		e.heard[id]++
+		e.heard[c.ID]++
 	})
 	return e
 }

@@ -92,7 +92,7 @@ func (s *Store) record(ctx context.Context, l invalidation.Lease, run invalidati
 	}
 	run.Open = false
 	e := &encoder{}
-	args := e.outcome(keep(run, time.Now())).args()
+	args := e.outcome(run.Kept(time.Now())).args()
 	args = append(args, l.InvalidationID, l.Run, l.Owner, l.Token, origins[run.State])
 	e.events(events)
 	if e.err != nil {
@@ -114,7 +114,7 @@ func (s *Store) record(ctx context.Context, l invalidation.Lease, run invalidati
 		}
 		head.CompleteTime = utc(complete)
 		t.appended = len(events)
-		t.touch(l.InvalidationID)
+		t.touch(l.InvalidationID, head.Revision)
 		return nil
 	})
 	return head, err

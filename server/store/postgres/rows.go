@@ -145,54 +145,6 @@ func (d *decoder) json(data []byte, v any) {
 	}
 }
 
-// keep is what the journal makes of a run: times in microseconds, nothing that contradicts the state.
-func keep(run invalidation.Run, now time.Time) invalidation.Run {
-	run.NextAttemptTime = moment(run.NextAttemptTime)
-	run.ExpireTime = moment(run.ExpireTime)
-	run.StartTime = moment(run.StartTime)
-	run.CompleteTime = moment(run.CompleteTime)
-	run.Retry.StillAliveSince = moment(run.Retry.StillAliveSince)
-	if !run.State.Final() {
-		run.CompleteTime = time.Time{}
-	} else {
-		run.NextAttemptTime = time.Time{}
-		if run.CompleteTime.IsZero() {
-			run.CompleteTime = moment(now)
-		}
-	}
-	if !run.Counted {
-		run.Count = 0
-	}
-	if len(run.Sessions) == 0 {
-		run.Sessions = nil
-	} else {
-		sessions := make([]adapters.Session, len(run.Sessions))
-		for i, s := range run.Sessions {
-			s.CreateTime, s.LastAccessTime, s.ExpireTime = moment(s.CreateTime), moment(s.LastAccessTime), moment(s.ExpireTime)
-			sessions[i] = s
-		}
-		run.Sessions = sessions
-	}
-	if len(run.Covered) == 0 {
-		run.Covered = nil
-	}
-	if len(run.Warnings) == 0 {
-		run.Warnings = nil
-	}
-	if len(run.Resume) == 0 {
-		run.Resume = nil
-	}
-	return run
-}
-
-// moment is t as the journal returns it.
-func moment(t time.Time) time.Time {
-	if t.IsZero() {
-		return time.Time{}
-	}
-	return time.UnixMicro(t.UnixMicro()).UTC()
-}
-
 func utc(t *time.Time) time.Time {
 	if t == nil {
 		return time.Time{}
@@ -230,7 +182,7 @@ func (e *encoder) time(t time.Time) *time.Time {
 	if t.IsZero() {
 		return nil
 	}
-	t = moment(t)
+	t = invalidation.Moment(t)
 	return &t
 }
 

@@ -31,11 +31,13 @@ type tx struct {
 	// mayCommit is true as soon as something was sent that commits. It is at the beginning: most changes are one statement.
 	mayCommit bool
 	appended  int // audit events; 0 if none were written after all
-	changed   []string
+	changed   []invalidation.Change
 }
 
-// touch notes that an invalidation has changed ("" for a pause).
-func (t *tx) touch(id string) { t.changed = append(t.changed, id) }
+// touch notes that an invalidation has changed ("" for a pause), and to what revision, if that is known.
+func (t *tx) touch(id string, revision int64) {
+	t.changed = append(t.changed, invalidation.Change{ID: id, Revision: revision})
+}
 
 // lostError says that the connection broke after a change was sent; from says which backend had it.
 type lostError struct {
@@ -52,7 +54,7 @@ func (e *lostError) Unwrap() []error { return []error{invalidation.ErrCommitUnkn
 // change runs do, which is one durable transaction, on a connection. It waits for a connection as long as ctx allows. Once
 // begun, the end is near and is waited for whatever becomes of ctx, but not for ever.
 func (s *Store) change(ctx context.Context, do func(context.Context, *tx) error) error {
-	var changed []string
+	var changed []invalidation.Change
 	err := s.try(ctx, func(c *pgx.Conn) error {
 		ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), s.timeout, errNoAnswer)
 		defer cancel()
@@ -63,7 +65,7 @@ func (s *Store) change(ctx context.Context, do func(context.Context, *tx) error)
 			changed = t.changed
 		case c.IsClosed() && t.mayCommit && !pgconn.SafeToRetry(err):
 			// It may be committed; whoever waits shall look.
-			changed = []string{invalidation.AnyChange}
+			changed = []invalidation.Change{{ID: invalidation.AnyChange}}
 			if errors.Is(context.Cause(ctx), errNoAnswer) {
 				err = errNoAnswer
 			}

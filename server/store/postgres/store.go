@@ -221,7 +221,7 @@ func (s *Store) Now(ctx context.Context) (now time.Time, err error) {
 
 // OnChange registers f. For changes of this process it is called before the method that made them returns, for those of
 // others when they are told.
-func (s *Store) OnChange(f func(id string)) { s.news.subscribe(f) }
+func (s *Store) OnChange(f func(invalidation.Change)) { s.news.subscribe(f) }
 
 // OnNews registers f for what other processes tell.
 func (s *Store) OnNews(f func(invalidation.News)) { s.news.follow(f) }

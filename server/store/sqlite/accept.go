@@ -75,7 +75,7 @@ func prepareAcceptance(a invalidation.Acceptance, now time.Time) (*acceptance, e
 	}
 	inv := &p.inv
 	inv.Revision = 1
-	inv.CreateTime = moment(inv.CreateTime)
+	inv.CreateTime = invalidation.Moment(inv.CreateTime)
 	inv.CompleteTime = time.Time{}
 	inv.Runs = slices.Clone(inv.Runs)
 	states := make([]invalidation.RunState, len(inv.Runs))
@@ -91,7 +91,7 @@ func prepareAcceptance(a invalidation.Acceptance, now time.Time) (*acceptance, e
 			r.StartTime = now
 			r.NextAttemptTime = time.Time{}
 		}
-		r = keep(r, inv.CreateTime)
+		r = r.Kept(inv.CreateTime)
 		values, err := outcome(r)
 		if err != nil {
 			return nil, err
@@ -175,7 +175,7 @@ func (p *acceptance) insert(t *tx) ([]invalidation.Lease, error) {
 	for i, r := range inv.Runs {
 		values := []driver.Value{inv.ID, int64(i), r.Target, r.Kind, r.Fingerprint, priority, r.ExpireTime.UnixMicro()}
 		if p.start[i] {
-			l := invalidation.Lease{InvalidationID: inv.ID, Run: i, Owner: p.Owner, Token: 1, Until: moment(t.now.Add(p.LeaseLength))}
+			l := invalidation.Lease{InvalidationID: inv.ID, Run: i, Owner: p.Owner, Token: 1, Until: invalidation.Moment(t.now.Add(p.LeaseLength))}
 			leases = append(leases, l)
 			values = append(values, l.Owner, l.Token, l.Until.UnixMicro(), string(invalidation.RunPending))
 		} else {
@@ -185,6 +185,6 @@ func (p *acceptance) insert(t *tx) ([]invalidation.Lease, error) {
 			return nil, err
 		}
 	}
-	t.touch(inv.ID)
+	t.touch(inv.ID, inv.Revision)
 	return leases, t.audit(p.Events)
 }

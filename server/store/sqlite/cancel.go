@@ -34,7 +34,7 @@ func (s *Store) Cancel(ctx context.Context, id string, at time.Time, events []in
 			if r.State.Final() {
 				continue
 			}
-			r = keep(invalidation.CancelRun(r, at), t.now)
+			r = invalidation.CancelRun(r, at).Kept(t.now)
 			values, err := outcome(r)
 			if err != nil {
 				return err
@@ -45,7 +45,7 @@ func (s *Store) Cancel(ctx context.Context, id string, at time.Time, events []in
 			inv.Runs[i] = r
 		}
 		inv.Revision++
-		if inv.State, inv.CompleteTime, err = finish(t, id, inv.Call.AllowUnsupported); err != nil {
+		if inv.State, inv.CompleteTime, err = finish(t, id, inv.Revision, inv.Call.AllowUnsupported); err != nil {
 			return err
 		}
 		return t.audit(events)
@@ -81,7 +81,7 @@ func (s *Store) Pause(ctx context.Context, p invalidation.Pause, events []invali
 		if _, err := t.exec(upsertPause, p.Target, p.Caller.Kind, p.Caller.Name, p.Reason, p.Time.UnixMicro()); err != nil {
 			return err
 		}
-		t.touch("")
+		t.touch("", 0)
 		return t.audit(events)
 	}); err != nil {
 		return fmt.Errorf("pause target: %w", err)
@@ -97,7 +97,7 @@ func (s *Store) Resume(ctx context.Context, target string, events []invalidation
 			return err
 		}
 		if n > 0 {
-			t.touch("")
+			t.touch("", 0)
 		}
 		return t.audit(events)
 	}); err != nil {

@@ -116,7 +116,7 @@ func lease(t *tx, c *invalidation.ClaimedRun, by invalidation.Claim) error {
 	l, r := &c.Lease, &c.Run
 	l.Owner = by.Owner
 	l.Token++
-	l.Until = moment(t.now.Add(by.LeaseLength))
+	l.Until = invalidation.Moment(t.now.Add(by.LeaseLength))
 	c.Expired = !t.now.Before(r.ExpireTime)
 	if r.Selector == nil || c.Expired {
 		_, err := t.exec(keptLease, l.InvalidationID, int64(l.Run), l.Owner, l.Token, l.Until.UnixMicro())
@@ -147,7 +147,7 @@ func raise(t *tx, id string) error {
 	if _, err := t.exec(raiseRevision, id); err != nil {
 		return err
 	}
-	t.touch(id)
+	t.touch(id, 0)
 	return nil
 }
 

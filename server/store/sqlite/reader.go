@@ -92,7 +92,7 @@ func (s *Store) Now(ctx context.Context) (time.Time, error) {
 	if err := s.usable(ctx); err != nil {
 		return time.Time{}, err
 	}
-	return moment(s.clock()), nil
+	return invalidation.Moment(s.clock()), nil
 }
 
 // usable is for what needs no connection: an error if the store is closed or the context has ended.

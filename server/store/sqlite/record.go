@@ -31,7 +31,7 @@ WHERE invalidation_id = ? AND idx = ?`
 // Record writes what became of a leased run.
 func (s *Store) Record(ctx context.Context, l invalidation.Lease, run invalidation.Run, events []invalidation.Event) (invalidation.Head, error) {
 	run.Open = false
-	run = keep(run, s.clock())
+	run = run.Kept(s.clock())
 	values, err := outcome(run)
 	if err != nil {
 		return invalidation.Head{}, fmt.Errorf("record run: %w", err)
@@ -66,9 +66,9 @@ func (s *Store) Record(ctx context.Context, l invalidation.Lease, run invalidati
 			if _, err := t.exec(countDown, l.InvalidationID, unfinished-1); err != nil {
 				return err
 			}
-			t.touch(l.InvalidationID)
+			t.touch(l.InvalidationID, head.Revision)
 		default:
-			if head.State, head.CompleteTime, err = finish(t, l.InvalidationID, allowUnsupported); err != nil {
+			if head.State, head.CompleteTime, err = finish(t, l.InvalidationID, head.Revision, allowUnsupported); err != nil {
 				return err
 			}
 		}
@@ -88,8 +88,8 @@ func writeRun(t *tx, id string, idx int, values []driver.Value) error {
 	return err
 }
 
-// finish ends an invalidation whose runs are all final.
-func finish(t *tx, id string, allowUnsupported bool) (state invalidation.State, at time.Time, err error) {
+// finish ends an invalidation whose runs are all final; the revision is its new one.
+func finish(t *tx, id string, revision int64, allowUnsupported bool) (state invalidation.State, at time.Time, err error) {
 	var states []invalidation.RunState
 	if err := t.each(context.Background(), func(r *row) error {
 		states = append(states, invalidation.RunState(r.text()))
@@ -104,6 +104,6 @@ func finish(t *tx, id string, allowUnsupported bool) (state invalidation.State, 
 	if _, err := t.exec(finishInvalidation, id, string(state), at.UnixMicro()); err != nil {
 		return "", time.Time{}, err
 	}
-	t.touch(id)
+	t.touch(id, revision)
 	return state, at, nil
 }

@@ -171,7 +171,7 @@ const endLeases = `UPDATE runs SET lease_owner = NULL, lease_until = NULL, lease
 WHERE due_time IS NOT NULL AND lease_until IS NOT NULL`
 
 // OnChange registers f; it is called from a goroutine of its own, after the commit.
-func (s *Store) OnChange(f func(id string)) { s.news.subscribe(f) }
+func (s *Store) OnChange(f func(invalidation.Change)) { s.news.subscribe(f) }
 
 // OnNews has nothing to tell: no other process writes to the journal.
 func (s *Store) OnNews(func(invalidation.News)) {}
@@ -194,8 +194,8 @@ func (s *Store) Close() error {
 // news tells the subscribers what has changed, without holding up the writer.
 type news struct {
 	mu          sync.Mutex
-	subscribers []func(string)
-	ids         []string
+	subscribers []func(invalidation.Change)
+	changes     []invalidation.Change
 	wake        chan struct{} // cap 1
 	ended       chan struct{}
 }
@@ -204,15 +204,15 @@ func newNews() *news {
 	return &news{wake: make(chan struct{}, 1), ended: make(chan struct{})}
 }
 
-func (n *news) subscribe(f func(string)) {
+func (n *news) subscribe(f func(invalidation.Change)) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.subscribers = append(n.subscribers, f)
 }
 
-func (n *news) add(ids []string) {
+func (n *news) add(changes []invalidation.Change) {
 	n.mu.Lock()
-	n.ids = append(n.ids, ids...)
+	n.changes = append(n.changes, changes...)
 	n.mu.Unlock()
 	select {
 	case n.wake <- struct{}{}:
@@ -225,12 +225,12 @@ func (n *news) run() {
 	for more := true; more; {
 		_, more = <-n.wake
 		n.mu.Lock()
-		ids, subscribers := n.ids, n.subscribers
-		n.ids = nil
+		changes, subscribers := n.changes, n.subscribers
+		n.changes = nil
 		n.mu.Unlock()
-		for _, id := range ids {
+		for _, c := range changes {
 			for _, f := range subscribers {
-				f(id)
+				f(c)
 			}
 		}
 	}

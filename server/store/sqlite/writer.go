@@ -26,7 +26,7 @@ type writer struct {
 	queue     chan *change
 	closing   chan struct{}
 	stopped   chan struct{}
-	committed func(ids []string)
+	committed func([]invalidation.Change)
 
 	// The rest is the goroutine's own.
 	conn *conn // nil after a failure, until it can be opened again
@@ -41,7 +41,7 @@ type change struct {
 	// stage is where it stands: the caller may withdraw it as long as the writer has not begun it, and then it is certain
 	// that nothing has changed.
 	stage   atomic.Int32
-	changed []string
+	changed []invalidation.Change
 	err     error
 	settled chan struct{}
 }
@@ -59,11 +59,13 @@ type tx struct {
 	now     time.Time
 	keys    audit.Keys
 	chain   *audit.Chain // nil until there is an event
-	changed []string
+	changed []invalidation.Change
 }
 
-// touch notes that an invalidation has changed ("" for a pause).
-func (t *tx) touch(id string) { t.changed = append(t.changed, id) }
+// touch notes that an invalidation has changed ("" for a pause), and to what revision, if that is known.
+func (t *tx) touch(id string, revision int64) {
+	t.changed = append(t.changed, invalidation.Change{ID: id, Revision: revision})
+}
 
 // change runs do in a durable transaction, once. If ctx ends while it waits for its turn, it is withdrawn. Once it has begun
 // its end is near and is waited for, but not for ever: then the answer is [invalidation.ErrCommitUnknown], do may still be
@@ -162,7 +164,7 @@ func (w *writer) commit(first *change) {
 		w.down = false
 		w.log.Info("the journal can be written again")
 	}
-	var changed []string
+	var changed []invalidation.Change
 	for _, c := range w.done {
 		if err != nil {
 			c.err = err
@@ -213,7 +215,7 @@ func (w *writer) apply(c *change) error {
 		return err
 	}
 	chain, mark := w.tx.place()
-	w.tx.now = moment(w.clock())
+	w.tx.now = invalidation.Moment(w.clock())
 	w.tx.changed = nil
 	c.err = c.do(&w.tx)
 	if errors.Is(c.err, invalidation.ErrUnavailable) {

@@ -24,11 +24,14 @@ func onChangeAfterCommit(t *testing.T, h Harness) {
 		err error
 	}
 	told := make(chan news, 1000)
-	s.OnChange(func(id string) {
+	s.OnChange(func(c invalidation.Change) {
 		// What is told of is there to be read, and reading does not wait for the one who tells.
-		n := news{id: id}
-		if id != "" {
-			n.inv, n.err = s.Get(context.Background(), id)
+		n := news{id: c.ID}
+		if c.ID != "" {
+			n.inv, n.err = s.Get(context.Background(), c.ID)
+		}
+		if n.inv.Revision < c.Revision {
+			n.err = fmt.Errorf("revision %d was told, and %d is there", c.Revision, n.inv.Revision)
 		}
 		told <- n
 	})
