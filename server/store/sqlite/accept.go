@@ -53,7 +53,11 @@ func (s *Store) Accept(ctx context.Context, a invalidation.Acceptance) (invalida
 	)
 	err = s.change(ctx, func(t *tx) (err error) {
 		if a.RequestID != "" {
-			inv, err = replay(t.conn, a.Invalidation.Caller, a.RequestID, a.Digest)
+			c, err := t.read()
+			if err != nil {
+				return err
+			}
+			inv, err = replay(c, a.Invalidation.Caller, a.RequestID, a.Digest)
 			if replayed = err == nil; !errors.Is(err, invalidation.ErrNotFound) {
 				return err
 			}
@@ -96,7 +100,11 @@ func prepareAcceptance(a invalidation.Acceptance, now time.Time) (*acceptance, e
 		if err != nil {
 			return nil, err
 		}
-		p.runs = append(p.runs, values)
+		selector, terms, err := resolved(r)
+		if err != nil {
+			return nil, err
+		}
+		p.runs = append(p.runs, append(values, selector, terms))
 		inv.Runs[i] = r
 		states[i] = r.State
 		if !r.State.Final() {
@@ -161,13 +169,13 @@ func (p *acceptance) insert(t *tx) ([]invalidation.Lease, error) {
 		digest = slices.Concat([]byte{}, p.Digest) // never NULL
 	}
 	priority := int64(inv.Call.Priority)
-	if _, err := t.exec(insertInvalidation, inv.ID, string(inv.State), int64(p.unfinished), inv.Call.AllowUnsupported, priority,
+	if _, err := t.put(insertInvalidation, inv.ID, string(inv.State), int64(p.unfinished), inv.Call.AllowUnsupported, priority,
 		inv.CreateTime.UnixMicro(), micros(inv.CompleteTime), inv.Caller.Kind, inv.Caller.Name,
 		orNull(p.RequestID), digest, user, orNull(inv.RetryOf), p.selector, p.call, p.facts); err != nil {
 		return nil, err
 	}
 	for k, v := range inv.Call.Labels {
-		if _, err := t.exec(insertLabel, k, v, inv.ID); err != nil {
+		if _, err := t.put(insertLabel, k, v, inv.ID); err != nil {
 			return nil, err
 		}
 	}
@@ -181,10 +189,11 @@ func (p *acceptance) insert(t *tx) ([]invalidation.Lease, error) {
 		} else {
 			values = append(values, nil, int64(0), nil, nil)
 		}
-		if _, err := t.exec(insertRun, append(values, p.runs[i]...)...); err != nil {
+		if _, err := t.put(insertRun, append(values, p.runs[i]...)...); err != nil {
 			return nil, err
 		}
 	}
 	t.touch(inv.ID, inv.Revision)
+	t.know(*inv, leases)
 	return leases, t.audit(p.Events)
 }

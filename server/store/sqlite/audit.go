@@ -12,9 +12,6 @@ import (
 )
 
 const (
-	insertEvent = `INSERT INTO audit (chain, seq, time, type, caller_kind, caller_name, invalidation_id, target, data, prev_hash, hash)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`
-
 	selectEvents = `SELECT chain, seq, time, type, caller_kind, caller_name, invalidation_id, target, data, prev_hash, hash
 FROM audit WHERE (chain, seq) > (?1, ?2) ORDER BY chain, seq LIMIT ?3`
 
@@ -79,34 +76,31 @@ func (t *tx) audit(events []invalidation.Event) error {
 		t.chain = chain
 	}
 	if t.chain.Empty() {
-		heads, err := unlinked(t.conn, t.keys)
+		c, err := t.read()
+		if err != nil {
+			return err
+		}
+		heads, err := unlinked(c, t.keys)
 		if err != nil {
 			return fmt.Errorf("read the heads of audit chains: %w", err)
 		}
-		if err := t.append(t.chain.Opening(t.now)); err != nil {
-			return err
-		}
+		t.append(t.chain.Opening(t.now))
 		for _, e := range t.chain.Link(t.now, heads) {
-			if err := t.append(e); err != nil {
-				return err
-			}
+			t.append(e)
 		}
 	}
 	for _, e := range events {
-		if err := t.append(e); err != nil {
-			return err
-		}
+		t.append(e)
 	}
 	return nil
 }
 
-func (t *tx) append(e invalidation.Event) error {
+// append gives an event its place, and puts the row off.
+func (t *tx) append(e invalidation.Event) {
 	seq, prev, hash := t.chain.Append(&e)
-	if _, err := t.exec(insertEvent, t.chain.ID(), seq, e.Time.UnixMicro(), e.Type, e.Caller.Kind, e.Caller.Name,
-		orNull(e.InvalidationID), orNull(e.Target), orNull(string(e.Data)), prev[:], hash[:]); err != nil {
-		return fmt.Errorf("append audit event: %w", err)
-	}
-	return nil
+	t.wrote = true
+	t.events = append(t.events, t.chain.ID(), seq, e.Time.UnixMicro(), e.Type, e.Caller.Kind, e.Caller.Name,
+		orNull(e.InvalidationID), orNull(e.Target), orNull(string(e.Data)), prev[:], hash[:])
 }
 
 // unlinked are the heads that no chain under the current key links to yet.

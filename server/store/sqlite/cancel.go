@@ -24,9 +24,14 @@ ON CONFLICT (target) DO UPDATE SET caller_kind = ?2, caller_name = ?3, reason = 
 func (s *Store) Cancel(ctx context.Context, id string, at time.Time, events []invalidation.Event) (invalidation.Invalidation, error) {
 	var inv invalidation.Invalidation
 	err := s.change(ctx, func(t *tx) (err error) {
-		if inv, err = load(context.Background(), t.conn, id); err != nil {
+		c, err := t.read()
+		if err != nil {
 			return err
 		}
+		if inv, err = load(context.Background(), c, id); err != nil {
+			return err
+		}
+		t.forget(id)
 		if inv.State.Final() {
 			return invalidation.ErrFinal
 		}
@@ -39,7 +44,7 @@ func (s *Store) Cancel(ctx context.Context, id string, at time.Time, events []in
 			if err != nil {
 				return err
 			}
-			if err := writeRun(t, id, i, values); err != nil {
+			if err := writeRun(t, id, i, r, values); err != nil {
 				return err
 			}
 			inv.Runs[i] = r

@@ -114,6 +114,7 @@ func scanClaimed(r *row) invalidation.ClaimedRun {
 // lease hands a due run to the claimant.
 func lease(t *tx, c *invalidation.ClaimedRun, by invalidation.Claim) error {
 	l, r := &c.Lease, &c.Run
+	t.forget(l.InvalidationID)
 	l.Owner = by.Owner
 	l.Token++
 	l.Until = invalidation.Moment(t.now.Add(by.LeaseLength))
@@ -164,6 +165,7 @@ func (s *Store) Renew(ctx context.Context, leases []invalidation.Lease, length t
 			if err != nil {
 				return err
 			}
+			t.forget(l.InvalidationID)
 			if n == 0 {
 				lost = append(lost, l)
 			}
@@ -189,6 +191,7 @@ func (s *Store) Release(ctx context.Context, l invalidation.Lease) error {
 		if !found {
 			return invalidation.ErrLeaseLost
 		}
+		t.forget(l.InvalidationID)
 		open := false
 		switch from {
 		case fromKept:

@@ -15,11 +15,15 @@ FROM runs AS r CROSS JOIN invalidations AS i ON i.id = r.invalidation_id
 WHERE r.invalidation_id = ?1 AND r.idx = ?2 AND r.lease_owner = ?3 AND r.lease_token = ?4 AND r.lease_until > ?5`
 
 	// The lease ends with every outcome.
-	updateRun = `UPDATE runs SET lease_owner = NULL, lease_until = NULL, lease_from = NULL,
+	setOutcome = `UPDATE runs SET lease_owner = NULL, lease_until = NULL, lease_from = NULL,
   state = ?, open = ?, attempts = ?, next_attempt_time = ?, start_time = ?, complete_time = ?, counted = ?, count = ?,
   count_is_minimum = ?, verification = ?, sessions_truncated = ?, operation = ?, error = ?, retry = ?, resume = ?, covered = ?,
-  warnings = ?, sessions = ?, selector = ?, terms = ?
-WHERE invalidation_id = ? AND idx = ?`
+  warnings = ?, sessions = ?`
+
+	updateRun = setOutcome + `, selector = ?, terms = ? WHERE invalidation_id = ? AND idx = ?`
+
+	// A run that began when it was accepted has its selector and terms already.
+	updateOutcome = setOutcome + ` WHERE invalidation_id = ? AND idx = ? AND lease_owner = ? AND lease_token = ?`
 
 	countDown = `UPDATE invalidations SET revision = revision + 1, unfinished = ?2 WHERE id = ?1`
 
@@ -37,40 +41,14 @@ func (s *Store) Record(ctx context.Context, l invalidation.Lease, run invalidati
 		return invalidation.Head{}, fmt.Errorf("record run: %w", err)
 	}
 	var head invalidation.Head
-	err = s.change(ctx, func(t *tx) error {
-		var old invalidation.RunState
-		var unfinished, revision int64
-		var allowUnsupported bool
-		found, err := t.one(func(r *row) error {
-			old, unfinished, revision, allowUnsupported = invalidation.RunState(r.text()), r.num(), r.num(), r.flag()
-			return nil
-		}, selectLeased, l.InvalidationID, int64(l.Run), l.Owner, l.Token, t.now.UnixMicro())
-		switch {
-		case err != nil:
-			return err
-		case !found:
-			return invalidation.ErrLeaseLost
-		case !old.CanBecome(run.State):
-			return fmt.Errorf("%w: %s to %s", invalidation.ErrIllegalTransition, old, run.State)
+	err = s.change(ctx, func(t *tx) (err error) {
+		if known := t.known(l); known != nil {
+			head, err = t.recordKnown(known, l, run, values)
+		} else {
+			head, err = t.record(l, run, values)
 		}
-		if err := writeRun(t, l.InvalidationID, l.Run, values); err != nil {
+		if err != nil {
 			return err
-		}
-		head = invalidation.Head{State: invalidation.Running, Revision: revision + 1}
-		switch {
-		case !run.State.Final():
-			if err := raise(t, l.InvalidationID); err != nil {
-				return err
-			}
-		case unfinished > 1:
-			if _, err := t.exec(countDown, l.InvalidationID, unfinished-1); err != nil {
-				return err
-			}
-			t.touch(l.InvalidationID, head.Revision)
-		default:
-			if head.State, head.CompleteTime, err = finish(t, l.InvalidationID, head.Revision, allowUnsupported); err != nil {
-				return err
-			}
 		}
 		return t.audit(events)
 	})
@@ -80,8 +58,62 @@ func (s *Store) Record(ctx context.Context, l invalidation.Lease, run invalidati
 	return head, nil
 }
 
-func writeRun(t *tx, id string, idx int, values []driver.Value) error {
-	n, err := t.exec(updateRun, append(values, id, int64(idx))...)
+// recordKnown writes the answer of a run that began when it was accepted.
+func (t *tx) recordKnown(h *head, l invalidation.Lease, run invalidation.Run, values []driver.Value) (invalidation.Head, error) {
+	if old := h.runs[l.Run].state; !old.CanBecome(run.State) {
+		return invalidation.Head{}, fmt.Errorf("%w: %s to %s", invalidation.ErrIllegalTransition, old, run.State)
+	}
+	n, err := t.put(updateOutcome, append(values, l.InvalidationID, int64(l.Run), l.Owner, l.Token)...)
+	if err == nil && n != 1 {
+		err = fmt.Errorf("%d runs changed", n)
+	}
+	if err != nil {
+		return invalidation.Head{}, err
+	}
+	t.ended(h, l.Run, run)
+	return invalidation.Head{State: h.state, Revision: h.revision, CompleteTime: h.completeTime}, nil
+}
+
+// record writes the answer of a run that was claimed.
+func (t *tx) record(l invalidation.Lease, run invalidation.Run, values []driver.Value) (head invalidation.Head, err error) {
+	var old invalidation.RunState
+	var unfinished, revision int64
+	var allowUnsupported bool
+	found, err := t.one(func(r *row) error {
+		old, unfinished, revision, allowUnsupported = invalidation.RunState(r.text()), r.num(), r.num(), r.flag()
+		return nil
+	}, selectLeased, l.InvalidationID, int64(l.Run), l.Owner, l.Token, t.now.UnixMicro())
+	switch {
+	case err != nil:
+		return head, err
+	case !found:
+		return head, invalidation.ErrLeaseLost
+	case !old.CanBecome(run.State):
+		return head, fmt.Errorf("%w: %s to %s", invalidation.ErrIllegalTransition, old, run.State)
+	}
+	t.forget(l.InvalidationID)
+	if err := writeRun(t, l.InvalidationID, l.Run, run, values); err != nil {
+		return head, err
+	}
+	head = invalidation.Head{State: invalidation.Running, Revision: revision + 1}
+	switch {
+	case !run.State.Final():
+		err = raise(t, l.InvalidationID)
+	case unfinished > 1:
+		_, err = t.exec(countDown, l.InvalidationID, unfinished-1)
+		t.touch(l.InvalidationID, head.Revision)
+	default:
+		head.State, head.CompleteTime, err = finish(t, l.InvalidationID, head.Revision, allowUnsupported)
+	}
+	return head, err
+}
+
+func writeRun(t *tx, id string, idx int, run invalidation.Run, values []driver.Value) error {
+	selector, terms, err := resolved(run)
+	if err != nil {
+		return err
+	}
+	n, err := t.exec(updateRun, append(values, selector, terms, id, int64(idx))...)
 	if err == nil && n != 1 {
 		err = fmt.Errorf("%d runs changed", n)
 	}

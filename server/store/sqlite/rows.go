@@ -119,7 +119,7 @@ func orNull(s string) driver.Value {
 	return s
 }
 
-// outcome is the part of a run that changes, in the order of outcomeColumns.
+// outcome is the part of a run that changes.
 func outcome(run invalidation.Run) ([]driver.Value, error) {
 	e := encoder{}
 	verification := driver.Value(nil)
@@ -136,10 +136,16 @@ func outcome(run invalidation.Run) ([]driver.Value, error) {
 		e.json(run.Covered, len(run.Covered) > 0),
 		e.json(run.Warnings, len(run.Warnings) > 0),
 		e.json(run.Sessions, len(run.Sessions) > 0),
-		e.json(run.Selector, run.Selector != nil),
-		e.json(run.Terms, run.Terms != invalidation.Terms{}),
 	}
 	return values, e.err
+}
+
+// resolved is what was made of the selector, and under what terms; it stays once it is there.
+func resolved(run invalidation.Run) (selector, terms driver.Value, err error) {
+	e := encoder{}
+	selector = e.json(run.Selector, run.Selector != nil)
+	terms = e.json(run.Terms, run.Terms != invalidation.Terms{})
+	return selector, terms, e.err
 }
 
 type encoder struct{ err error }

@@ -98,7 +98,7 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 	}
 	s.writer = &writer{
 		place: p, log: o.Logger, conn: c,
-		tx:        tx{conn: c, keys: o.Keys},
+		tx:        tx{conn: c, keys: o.Keys, heads: heads{}},
 		clock:     o.Clock,
 		queue:     make(chan *change, 2*maxBatch),
 		closing:   s.closing,

@@ -52,21 +52,6 @@ const (
 	withdrawn
 )
 
-// tx is what a change works with: the writer's connection, inside a transaction.
-type tx struct {
-	*conn
-	// now is the store's clock when the change began.
-	now     time.Time
-	keys    audit.Keys
-	chain   *audit.Chain // nil until there is an event
-	changed []invalidation.Change
-}
-
-// touch notes that an invalidation has changed ("" for a pause), and to what revision, if that is known.
-func (t *tx) touch(id string, revision int64) {
-	t.changed = append(t.changed, invalidation.Change{ID: id, Revision: revision})
-}
-
 // change runs do in a durable transaction, once. If ctx ends while it waits for its turn, it is withdrawn. Once it has begun
 // its end is near and is waited for, but not for ever: then the answer is [invalidation.ErrCommitUnknown], do may still be
 // running, and what it writes to must not be used.
@@ -129,7 +114,11 @@ func (w *writer) run() {
 	}
 }
 
-// commit puts first and all that is queued into one transaction.
+// errUndo says that a change failed after it had written something: what the transaction holds has to be undone.
+var errUndo = errors.New("the change has to be undone")
+
+// commit puts first and all that is queued into one transaction. It bets that no change fails after it has written
+// something; when one does, all are done again, each in a savepoint of its own.
 func (w *writer) commit(first *change) {
 	w.done = w.done[:0]
 	chain, mark := w.tx.place()
@@ -140,13 +129,25 @@ func (w *writer) commit(first *change) {
 			w.take(c)
 		}
 	}
+	apply := w.apply
+	undo := func() {
+		apply = w.applyAlone
+		err = w.again(chain, mark)
+	}
 	for c := first; err == nil && c != nil; {
 		if w.take(c) {
-			err = w.apply(c)
+			if err = apply(c); errors.Is(err, errUndo) {
+				undo()
+			}
 		}
 		c = nil
 		if err == nil && len(w.done) < maxBatch {
 			c = w.next()
+		}
+	}
+	if err == nil {
+		if err = w.tx.flush(); err != nil && !errors.Is(err, invalidation.ErrUnavailable) {
+			undo()
 		}
 	}
 	if err == nil {
@@ -156,6 +157,7 @@ func (w *writer) commit(first *change) {
 	}
 	if err != nil {
 		w.fail(err)
+		w.tx.drop()
 		w.tx.rewind(chain, mark)
 		if errors.Is(err, invalidation.ErrCommitUnknown) {
 			w.tx.chain = nil // it may have gone on or not
@@ -208,27 +210,63 @@ func (w *writer) begin() (err error) {
 	return err
 }
 
-// apply runs one change in its savepoint. It returns an error only when the whole transaction is spoiled; what is wrong
-// with the change alone is in its err, and the change undone.
+// apply runs one change. It returns an error only when the whole transaction is spoiled; what is wrong with the change
+// alone is in its err.
 func (w *writer) apply(c *change) error {
+	w.tx.now = invalidation.Moment(w.clock())
+	w.tx.changed = nil
+	w.tx.wrote = false
+	c.err = c.do(&w.tx)
+	c.changed = w.tx.changed
+	switch {
+	case errors.Is(c.err, invalidation.ErrUnavailable):
+		return c.err // SQLite may have rolled back everything
+	case c.err != nil && w.tx.wrote:
+		return errUndo
+	}
+	return nil
+}
+
+// again undoes the transaction and begins it anew with the changes that were taken, of which one at least fails.
+func (w *writer) again(chain *audit.Chain, mark audit.Mark) error {
+	w.tx.drop()
+	w.tx.rewind(chain, mark)
+	if err := w.conn.script("ROLLBACK"); err != nil {
+		return err
+	}
+	if err := w.begin(); err != nil {
+		return err
+	}
+	for _, c := range w.done {
+		if err := w.applyAlone(c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// applyAlone is apply for a change that may fail: it is undone alone.
+func (w *writer) applyAlone(c *change) error {
 	if _, err := w.conn.exec("SAVEPOINT change"); err != nil {
 		return err
 	}
 	chain, mark := w.tx.place()
-	w.tx.now = invalidation.Moment(w.clock())
-	w.tx.changed = nil
-	c.err = c.do(&w.tx)
-	if errors.Is(c.err, invalidation.ErrUnavailable) {
-		return c.err // SQLite may have rolled back everything
+	err := w.apply(c)
+	if err == nil && c.err == nil {
+		c.err = w.tx.flush()
+		err = c.err
 	}
-	if c.err != nil {
+	switch {
+	case errors.Is(err, invalidation.ErrUnavailable):
+		return err
+	case c.err != nil:
+		w.tx.drop()
 		w.tx.rewind(chain, mark)
 		if _, err := w.conn.exec("ROLLBACK TO change"); err != nil {
 			return err
 		}
 	}
-	c.changed = w.tx.changed
-	_, err := w.conn.exec("RELEASE change")
+	_, err = w.conn.exec("RELEASE change")
 	return err
 }
 
