@@ -53,12 +53,13 @@ func (s *Store) Accept(ctx context.Context, a invalidation.Acceptance) (invalida
 	)
 	err = s.change(ctx, func(t *tx) (err error) {
 		if a.RequestID != "" {
-			c, err := t.read()
-			if err != nil {
-				return err
+			// The table is read as it is: request ids are never put off.
+			id, err := requested(t.conn, a.Invalidation.Caller, a.RequestID, a.Digest)
+			if err == nil {
+				replayed = true
+				inv, err = t.load(id)
 			}
-			inv, err = replay(c, a.Invalidation.Caller, a.RequestID, a.Digest)
-			if replayed = err == nil; !errors.Is(err, invalidation.ErrNotFound) {
+			if !errors.Is(err, invalidation.ErrNotFound) {
 				return err
 			}
 		}
@@ -132,7 +133,10 @@ func prepareAcceptance(a invalidation.Acceptance, now time.Time) (*acceptance, e
 // Replay returns the invalidation that a caller's request id stands for.
 func (s *Store) Replay(ctx context.Context, caller invalidation.Caller, requestID string, digest []byte) (inv invalidation.Invalidation, err error) {
 	err = s.read(ctx, func(_ context.Context, c *conn) (err error) {
-		inv, err = replay(c, caller, requestID, digest)
+		id, err := requested(c, caller, requestID, digest)
+		if err == nil {
+			inv, err = load(context.Background(), c, id)
+		}
 		return err
 	})
 	if err != nil {
@@ -141,21 +145,20 @@ func (s *Store) Replay(ctx context.Context, caller invalidation.Caller, requestI
 	return inv, nil
 }
 
-// replay looks the request id up.
-func replay(c *conn, caller invalidation.Caller, requestID string, digest []byte) (invalidation.Invalidation, error) {
-	var id string
+// requested returns the ID of the invalidation that a caller's request id stands for.
+func requested(c *conn, caller invalidation.Caller, requestID string, digest []byte) (id string, err error) {
 	var known []byte
 	found, err := c.one(func(r *row) error { id, known = r.text(), r.blob(); return nil },
 		selectRequest, caller.Kind, caller.Name, requestID)
 	switch {
 	case err != nil:
-		return invalidation.Invalidation{}, err
+		return "", err
 	case !found:
-		return invalidation.Invalidation{}, invalidation.ErrNotFound
+		return "", invalidation.ErrNotFound
 	case !bytes.Equal(known, digest):
-		return invalidation.Invalidation{}, invalidation.ErrRequestReused
+		return "", invalidation.ErrRequestReused
 	}
-	return load(context.Background(), c, id)
+	return id, nil
 }
 
 // insert writes the acceptance and returns the leases on the runs that begin.

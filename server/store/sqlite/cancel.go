@@ -24,11 +24,7 @@ ON CONFLICT (target) DO UPDATE SET caller_kind = ?2, caller_name = ?3, reason = 
 func (s *Store) Cancel(ctx context.Context, id string, at time.Time, events []invalidation.Event) (invalidation.Invalidation, error) {
 	var inv invalidation.Invalidation
 	err := s.change(ctx, func(t *tx) (err error) {
-		c, err := t.read()
-		if err != nil {
-			return err
-		}
-		if inv, err = load(context.Background(), c, id); err != nil {
+		if inv, err = t.load(id); err != nil {
 			return err
 		}
 		t.forget(id)

@@ -78,6 +78,15 @@ func (t *tx) each(ctx context.Context, f func(*row) error, query string, args ..
 	return c.each(ctx, f, query, args...)
 }
 
+// load reads an invalidation.
+func (t *tx) load(id string) (inv invalidation.Invalidation, err error) {
+	c, err := t.read()
+	if err != nil {
+		return inv, err
+	}
+	return load(context.Background(), c, id)
+}
+
 // flush writes what was put off.
 func (t *tx) flush() error {
 	if err := t.writeCounts(); err != nil {
