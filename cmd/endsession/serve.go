@@ -41,6 +41,7 @@ func newServe() *cobra.Command {
 			if err != nil {
 				return &exitError{exitUsage, err}
 			}
+			server.Tune()
 			srv, err := server.Open(cmd.Context(), server.Options{Config: conf, Logger: logger, Telemetry: reported})
 			if err != nil {
 				return &exitError{exitFailed, err}

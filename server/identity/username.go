@@ -213,7 +213,11 @@ func extract(x, pattern ref.Val) ref.Val {
 }
 
 // program is a compiled expression.
-type program struct{ cel cel.Program }
+type program struct {
+	cel cel.Program
+	// id says that the expression is user.id, which most are: its value is known without CEL.
+	id bool
+}
 
 // compile checks an expression and makes a program of it. A hidden expression is not shown in errors, nor is what CEL
 // says of it.
@@ -249,7 +253,16 @@ func compile(expression string, hidden bool) (program, error) {
 	if err != nil {
 		return program{}, fmt.Errorf("%w (%q)", err, expression)
 	}
-	return program{p}, nil
+	return program{p, isID(checked.NativeRep().Expr())}, nil
+}
+
+// isID reports whether an expression is user.id.
+func isID(e ast.Expr) bool {
+	if e.Kind() != ast.SelectKind {
+		return false
+	}
+	s := e.AsSelect()
+	return !s.IsTestOnly() && s.FieldName() == "id" && s.Operand().Kind() == ast.IdentKind && s.Operand().AsIdent() == "user"
 }
 
 // checkExtract says what is wrong with the patterns of extract. They are written out, so that a bad one is found now and
@@ -285,6 +298,9 @@ var (
 
 // eval returns the names that the expression yields for a person: at least one, and none of them empty.
 func (p program) eval(x Person) ([]string, error) {
+	if p.id {
+		return proper([]string{x.ID})
+	}
 	out, _, err := p.cel.Eval(map[string]any{"user": &x})
 	if errors.Is(err, errSeveral) {
 		return nil, errSeveral
@@ -310,6 +326,11 @@ func (p program) eval(x Person) ([]string, error) {
 	default:
 		return nil, errEval
 	}
+	return proper(names)
+}
+
+// proper returns the names if they can all be asked for.
+func proper(names []string) ([]string, error) {
 	if len(names) == 0 {
 		return nil, errNone
 	}

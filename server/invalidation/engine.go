@@ -109,7 +109,7 @@ type Engine struct {
 	pausing sync.Mutex // held from reading or writing pauses in the journal until the workers know
 
 	loops     sync.WaitGroup // claiming, heartbeat, pruning
-	attempts  sync.WaitGroup
+	hands     *hands         // attempts
 	stopLoops context.CancelFunc
 	closing   atomic.Bool
 	stopped   chan struct{} // closed when attempts are no longer waited for
@@ -122,7 +122,7 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 		store: o.Store, resolver: o.Resolver, policy: o.Policy, log: o.Logger, observer: o.Observer, owner: o.Owner, targets: slices.Clone(o.Targets),
 		leaseLength: o.LeaseLength, pollsPerSecond: o.PollsPerSecond, retention: o.Retention, auditRetention: o.AuditRetention,
 		probeInterval: o.ProbeInterval, probes: make(chan struct{}, probesAtOnce), random: o.Random,
-		workers: map[string]*worker{}, hub: newHub(), news: newNews(), notes: newNotes(), stopped: make(chan struct{}),
+		workers: map[string]*worker{}, hub: newHub(), news: newNews(), notes: newNotes(), hands: newHands(), stopped: make(chan struct{}),
 	}
 	if e.owner == "" {
 		e.owner = uuid.NewString()
@@ -288,7 +288,7 @@ func (e *Engine) Close(ctx context.Context) error {
 	}
 	// Leases are no longer renewed: attempts have two thirds of a lease, as always.
 	done := make(chan struct{})
-	go func() { e.attempts.Wait(); close(done) }()
+	go func() { e.hands.wait(); close(done) }()
 	defer e.dropSlots()
 	select {
 	case <-done:

@@ -118,7 +118,7 @@ func (w *worker) tryStart() bool {
 // start works on a run for which a slot was taken, under a lease that was asked for at that time.
 func (w *worker) start(c ClaimedRun, asked time.Time) {
 	w.working.Add(1)
-	w.e.attempts.Go(func() {
+	w.e.hands.do(func() {
 		defer w.free()
 		defer w.working.Add(-1)
 		w.work(c, asked)
@@ -310,7 +310,6 @@ func (w *worker) work(c ClaimedRun, asked time.Time) {
 	defer done()
 	ctx, finished := w.e.observer.Begun(ctx, c)
 	defer finished()
-	log := w.log.With("invalidation", c.Lease.InvalidationID, "run", c.Lease.Run)
 	now := w.e.now()
 	run := c.Run
 	if c.Lost {
@@ -327,16 +326,21 @@ func (w *worker) work(c ClaimedRun, asked time.Time) {
 		run = w.e.resolveLate(ctx, w.target, c, now)
 	default:
 		var ok bool
-		if run, ok = w.attempt(ctx, own, c, run, log); !ok {
+		if run, ok = w.attempt(ctx, own, c, run); !ok {
 			return
 		}
 	}
-	w.record(ctx, c, run, log)
+	w.record(ctx, c, run)
+}
+
+// about returns the logger for what happens to a run.
+func (w *worker) about(l Lease) *slog.Logger {
+	return w.log.With("invalidation", l.InvalidationID, "run", l.Run)
 }
 
 // attempt calls the adapter once. ok is false when there is nothing to journal: the run was given back, or is no longer
 // ours.
-func (w *worker) attempt(ctx context.Context, own *ownership, c ClaimedRun, run Run, log *slog.Logger) (_ Run, ok bool) {
+func (w *worker) attempt(ctx context.Context, own *ownership, c ClaimedRun, run Run) (_ Run, ok bool) {
 	var sent atomic.Bool
 	ctx, cancel := context.WithTimeout(ctx, min(attemptTimeout, max(run.ExpireTime.Sub(w.e.now()), 0)))
 	defer cancel()
@@ -356,11 +360,11 @@ func (w *worker) attempt(ctx context.Context, own *ownership, c ClaimedRun, run 
 	case err != nil && errors.Is(context.Cause(ctx), errLost):
 		// Cancelled, taken over, or about to be: whoever has the run now finds it open. An attempt that was completed
 		// nevertheless is recorded below; the journal decides.
-		log.InfoContext(ctx, "run is no longer ours", "sent", a.sent)
+		w.about(c.Lease).InfoContext(ctx, "run is no longer ours", "sent", a.sent)
 		w.e.observer.LeaseLost(ctx, run)
 		return run, false
 	case err != nil && !a.sent && (errors.Is(err, errPaused) || errors.Is(context.Cause(ctx), errShutdown)):
-		w.release(ctx, c, log)
+		w.release(ctx, c.Lease)
 		return run, false
 	case errors.Is(err, errExpired):
 		a.err = nil
@@ -376,7 +380,7 @@ func (w *worker) attempt(ctx context.Context, own *ownership, c ClaimedRun, run 
 		}
 		a.err = adapters.Errorf(kind, "the attempt took too long")
 	}
-	w.judge(ctx, a, log)
+	w.judge(ctx, a, c.Lease)
 	result = resultOf(a)
 	next := w.policy.settle(run, a)
 	if next.State == RunRetrying && errors.Is(context.Cause(ctx), errShutdown) {
@@ -415,7 +419,7 @@ func (w *worker) fence(ctx context.Context, own *ownership, run Run) error {
 }
 
 // judge feeds the breaker and the parking from an attempt's answer.
-func (w *worker) judge(ctx context.Context, a attempt, log *slog.Logger) {
+func (w *worker) judge(ctx context.Context, a attempt, l Lease) {
 	switch kind := adapters.KindOf(a.err); kind {
 	case adapters.Unreachable, adapters.Uncertain, adapters.BadReply:
 		w.breaker.RecordFailure()
@@ -423,7 +427,7 @@ func (w *worker) judge(ctx context.Context, a attempt, log *slog.Logger) {
 		w.breaker.RecordSuccess() // the target answered, if only to refuse
 		if kind == adapters.Credentials {
 			w.refused(a.at)
-			log.ErrorContext(ctx, "target refuses the account's credentials; it is left alone for a while", "for", parkLength)
+			w.about(l).ErrorContext(ctx, "target refuses the account's credentials; it is left alone for a while", "for", parkLength)
 			return
 		}
 		if parked, _ := w.parking(); parked {
@@ -431,13 +435,13 @@ func (w *worker) judge(ctx context.Context, a attempt, log *slog.Logger) {
 		}
 	}
 	if a.err != nil {
-		log.WarnContext(ctx, "attempt failed", "error", a.err, "kind", adapters.KindOf(a.err).String())
+		w.about(l).WarnContext(ctx, "attempt failed", "error", a.err, "kind", adapters.KindOf(a.err).String())
 	}
 }
 
 // record journals the run. While the journal is unavailable it keeps trying: the answer is known and must not get lost
 // as long as the lease holds.
-func (w *worker) record(ctx context.Context, c ClaimedRun, run Run, log *slog.Logger) {
+func (w *worker) record(ctx context.Context, c ClaimedRun, run Run) {
 	events := []Event{runEvent(c, run, w.e.now())}
 	run.Open = false
 	run = run.Kept(w.e.now())
@@ -458,17 +462,19 @@ func (w *worker) record(ctx context.Context, c ClaimedRun, run Run, log *slog.Lo
 			if head.State.Final() {
 				w.e.observer.Completed(ctx, c.Lease.InvalidationID, head.State)
 			}
-			log.InfoContext(ctx, "run recorded", "state", run.State, "attempts", run.Attempts, "count", countText(run))
+			if w.log.Enabled(ctx, slog.LevelInfo) {
+				w.about(c.Lease).InfoContext(ctx, "run recorded", "state", run.State, "attempts", run.Attempts, "count", countText(run))
+			}
 			return
 		case errors.Is(err, ErrLeaseLost):
-			log.InfoContext(ctx, "run was ended or taken over meanwhile")
+			w.about(c.Lease).InfoContext(ctx, "run was ended or taken over meanwhile")
 			w.e.observer.LeaseLost(ctx, run)
 			return
 		case errors.Is(err, ErrIllegalTransition):
-			log.ErrorContext(ctx, "record run", "error", err)
+			w.about(c.Lease).ErrorContext(ctx, "record run", "error", err)
 			return
 		}
-		log.ErrorContext(ctx, "record run; will try again", "error", err)
+		w.about(c.Lease).ErrorContext(ctx, "record run; will try again", "error", err)
 		select {
 		case <-time.After(journalRetry):
 		case <-w.e.stopped:
@@ -478,11 +484,11 @@ func (w *worker) record(ctx context.Context, c ClaimedRun, run Run, log *slog.Lo
 }
 
 // release gives a run back of which nothing was sent.
-func (w *worker) release(ctx context.Context, c ClaimedRun, log *slog.Logger) {
+func (w *worker) release(ctx context.Context, l Lease) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), journalTimeout)
 	defer cancel()
-	if err := w.e.store.Release(ctx, c.Lease); err != nil && !errors.Is(err, ErrLeaseLost) {
-		log.ErrorContext(ctx, "release run", "error", err)
+	if err := w.e.store.Release(ctx, l); err != nil && !errors.Is(err, ErrLeaseLost) {
+		w.about(l).ErrorContext(ctx, "release run", "error", err)
 	}
 }
 
