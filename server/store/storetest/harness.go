@@ -91,6 +91,8 @@ var laws = []struct {
 	{"Record/RefusesWhatTheTableForbids", recordRefusesIllegal},
 	{"Record/ComputesTheState", recordComputesTheState},
 	{"Record/WritesEventsWithTheChange", recordWritesEvents},
+	{"Record/OfRunsThatBeganAtOnce", recordOfStarted},
+	{"Record/BesideWhatIsRefused", recordBesideWhatIsRefused},
 	{"Renew/ProlongsLeases", renewProlongs},
 	{"Release/TakesTheClaimBack", releaseTakesBack},
 	{"Cancel/EndsEveryRun", cancelEndsEveryRun},
