@@ -167,6 +167,7 @@ func TestCallersAreAnsweredWithoutReadingTheJournal(t *testing.T) {
 		counter := &readCounter{}
 		f.start(func(s invalidation.Store) invalidation.Store { counter.Store = s; return counter })
 		defer f.stop(time.Minute)
+		synctest.Wait() // the workers have looked for what there is to do, and begin runs at once
 		inv := f.invalidate(user("alice"), time.Minute)
 		if n := counter.gets.Load(); n != 0 {
 			t.Errorf("the journal was read %d times", n)
