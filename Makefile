@@ -187,7 +187,8 @@ chaos: ## random faults, crashes and kills (SCHEDULES=2000 KILLS=100 REPLICAS=20
 bench: ## measure the gateway beside a bare fan-out, and write docs/performance.md (BENCHFLAGS='-only compare -rounds 1')
 	@echo "==> bench: a quarter of an hour on two cores; see docs/performance.md"
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/bench ./cmd/bench
-	bin/bench $(if $(BENCHFLAGS),$(BENCHFLAGS),-json bench.json -markdown docs/performance.md)
+	# By custom that is on a disk, where /tmp often is not.
+	TMPDIR=$${TMPDIR:-/var/tmp} bin/bench $(if $(BENCHFLAGS),$(BENCHFLAGS),-json bench.json -markdown docs/performance.md)
 
 .PHONY: clean
 clean: ## remove what was built

@@ -99,7 +99,10 @@ func run(ctx context.Context, args []string, out io.Writer) (missed bool, err er
 	if err != nil {
 		return false, err
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }()
+	if fileSystem(dir) == "tmpfs" {
+		return false, fmt.Errorf("journals in %s would be in memory, and their commits cost nothing: set TMPDIR to a directory on a disk", os.TempDir())
+	}
 	b := &bench{dir: dir, out: out, rounds: *rounds, length: *length, profile: *profile}
 	defer b.removePostgres()
 	began := time.Now()

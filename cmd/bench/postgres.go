@@ -25,7 +25,7 @@ func (s *stand) servePostgres(ctx context.Context, set setup) (*gateway, error) 
 	if err != nil {
 		return nil, err
 	}
-	defer db.Close()
+	defer func() { _ = db.Close() }()
 	if _, err := db.ExecContext(ctx, `CREATE SCHEMA `+set.name); err != nil {
 		return nil, err
 	}
@@ -39,7 +39,7 @@ func (b *bench) mustBeDurable(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer db.Close()
+	defer func() { _ = db.Close() }()
 	for _, setting := range []string{"fsync", "synchronous_commit", "full_page_writes"} {
 		var value string
 		if err := db.QueryRowContext(ctx, `SHOW `+setting).Scan(&value); err != nil {

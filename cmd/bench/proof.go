@@ -87,7 +87,7 @@ func (g *gateway) prove(ctx context.Context) (p proof, err error) {
 	if err != nil {
 		return p, err
 	}
-	defer db.Close()
+	defer func() { _ = db.Close() }()
 	for _, q := range []struct {
 		into *int64
 		text string

@@ -100,7 +100,7 @@ func (g *gateway) left(ctx context.Context) (unfinished, open int, err error) {
 	if err != nil {
 		return 0, 0, err
 	}
-	defer db.Close()
+	defer func() { _ = db.Close() }()
 	err = db.QueryRowContext(ctx, `SELECT count(*), coalesce(sum(open), 0) FROM runs WHERE complete_time IS NULL`).Scan(&unfinished, &open)
 	return unfinished, open, err
 }

@@ -77,16 +77,6 @@ type measurement struct {
 	Ratio float64 `json:"ratio"`
 }
 
-// find returns the measurement of a contender; the zero one if there is none.
-func (r *report) find(part, contender string, delay time.Duration, callers int) measurement {
-	for _, m := range r.Measurements {
-		if m.Part == part && m.Contender == contender && m.Upstream == delay && m.Callers == callers {
-			return m
-		}
-	}
-	return measurement{}
-}
-
 // table is how people get to see results.
 type table struct {
 	title string
