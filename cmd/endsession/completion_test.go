@@ -72,6 +72,7 @@ func TestCompletion(t *testing.T) {
 		"serve --config ":            {"", files},
 		"audit verify --head ":       {"", files},
 		"key new --key-file ":        {"", files},
+		"invalidate --users-file ":   {"", files},
 		"config check ":              {"", files},
 		"policy test ":               {"", files},
 		"completion ":                {"bash fish powershell zsh", none},
