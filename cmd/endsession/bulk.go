@@ -207,6 +207,10 @@ func bulk(cmd *cobra.Command, conn *connection, call *callFlags, flags *bulkFlag
 	j.settled = report.person
 	hard, stopWatching := secondInterrupt(cmd.Context())
 	defer stopWatching()
+	stopTelling := context.AfterFunc(cmd.Context(), func() {
+		fmt.Fprintln(cmd.ErrOrStderr(), "interrupted: no more calls are made; those under way are finished, unless you interrupt again")
+	})
+	defer stopTelling()
 	shown := showProgress(newScreen(cmd.ErrOrStderr(), conn.lookup), j)
 	ended := j.run(cmd.Context(), hard)
 	shown()

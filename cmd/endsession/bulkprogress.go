@@ -67,17 +67,22 @@ func progressText(t bulkTally, perSecond float64, silent time.Time) string {
 	return strings.Join(parts, ", ")
 }
 
-// roughly writes a time in its two greatest units.
+// roughly writes a time in its one or two greatest units.
 func roughly(d time.Duration) string {
-	switch {
-	case d < time.Minute:
-		return d.Truncate(time.Second).String()
-	case d < time.Hour:
-		return strings.TrimSuffix(d.Truncate(time.Second).String(), "0s")
-	case d < 100*time.Hour:
-		return strings.TrimSuffix(d.Truncate(time.Minute).String(), "0s")
+	for _, unit := range []struct {
+		great, small time.Duration
+		names        string
+	}{{24 * time.Hour, time.Hour, "dh"}, {time.Hour, time.Minute, "hm"}, {time.Minute, time.Second, "ms"}} {
+		if d < unit.great {
+			continue
+		}
+		text := fmt.Sprintf("%d%c", d/unit.great, unit.names[0])
+		if rest := d % unit.great / unit.small; rest > 0 {
+			text += fmt.Sprintf("%d%c", rest, unit.names[1])
+		}
+		return text
 	}
-	return fmt.Sprintf("%d days", d/(24*time.Hour))
+	return fmt.Sprintf("%ds", d/time.Second)
 }
 
 // showProgress shows how far the job is until the function that it returns is called: as a bar on a terminal, otherwise

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
@@ -110,7 +111,12 @@ func (c *connection) dial() (endsessionv1.SessionServiceClient, func(), error) {
 		}
 		creds, encrypted = credentials.NewTLS(conf), true
 	}
-	options := []grpc.DialOption{grpc.WithTransportCredentials(creds)}
+	// A gateway that was restarted is found again soon; gRPC's own patience would be two minutes.
+	again := backoff.DefaultConfig
+	again.MaxDelay = maxBackoff
+	options := []grpc.DialOption{
+		grpc.WithTransportCredentials(creds), grpc.WithConnectParams(grpc.ConnectParams{Backoff: again, MinConnectTimeout: maxBackoff}),
+	}
 	credential, err := c.credential(encrypted)
 	if err != nil {
 		return nil, nil, &exitError{exitUsage, err}

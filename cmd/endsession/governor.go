@@ -19,6 +19,8 @@ const (
 	maxOutage = 10 * time.Minute
 	// firstBackoff and maxBackoff bound the time until a gateway that does not answer is tried again.
 	firstBackoff, maxBackoff = 200 * time.Millisecond, 10 * time.Second
+	// caution is how many times as many answers it takes for one more call at a time once the gateway has wanted fewer.
+	caution = 8
 	// maxDefects is how often a call that the gateway answered with a defect of its own is tried.
 	maxDefects = 3
 )
@@ -34,6 +36,8 @@ type governor struct {
 	mu sync.Mutex
 	// allowed is how many calls may be under way, busy how many are; good counts answers since allowed last changed.
 	allowed, busy, good int
+	// limited: the gateway has said that it wants fewer calls; then more are tried only now and then.
+	limited bool
 	// notBefore is when the next call may begin.
 	notBefore time.Time
 	// silent is since when there was no answer, and failures how many calls found that out; zero: there are answers.
@@ -163,11 +167,15 @@ func (g *governor) leave(v verdict) (silent time.Duration) {
 		after = max(after, backoff/2+rand.N(backoff/2+1))
 	case v.busy:
 		g.silent, g.failures = time.Time{}, 0
-		g.allowed, g.good = max(1, g.allowed/2), 0
+		g.allowed, g.good, g.limited = max(1, g.allowed/2), 0, true
 		after = max(after, firstBackoff/10)
 	default:
 		g.silent, g.failures = time.Time{}, 0
-		if g.good++; g.good >= g.allowed && g.allowed < g.most {
+		enough := g.allowed
+		if g.limited {
+			enough *= caution
+		}
+		if g.good++; g.good >= enough && g.allowed < g.most {
 			g.allowed, g.good = g.allowed+1, 0
 		}
 	}
