@@ -57,6 +57,7 @@ var guides = []guide{
 	{page: "docs/bulk.md", world: bulkWorld, status: map[string]int{"endsession invalidate --users-file leavers.csv": exitPartial}},
 	{page: "docs/configuration.md", world: running},
 	{page: "docs/operations.md", world: running},
+	{page: "docs/performance.md", world: somewhere},
 	{page: "docs/targets/checks.md", world: running},
 	{page: "docs/deploy.md", world: somewhere},
 }
@@ -66,6 +67,7 @@ var notRun = []struct{ page, command, why string }{
 	{"README.md", "make test", "carries out this very test"},
 	{"docs/CONTRIBUTING.md", "make test", "carries out this very test"},
 	{"docs/CONTRIBUTING.md", "make generate", "writes into the checkout; make verify, which is part of make test, does the same elsewhere"},
+	{"docs/performance.md", "make bench", "takes a quarter of an hour, and wants the machine for itself"},
 	{"docs/operations.md", "sqlite3 /var", "TestBackupAndRestore does, without that program"},
 	{"docs/operations.md", "pg_dump", "PostgreSQL's own"},
 	{"docs/operations.md", "pg_restore", "as above"},
