@@ -35,6 +35,8 @@ type overloaded struct {
 	Served     int64 `json:"served"`
 	Refused    int64 `json:"refused"`
 	Unfinished int64 `json:"unfinished"`
+	// Unavailable are calls that the journal did not take in time: an honest answer, and not the one that is wanted.
+	Unavailable int64 `json:"unavailable"`
 	// Skipped were not made, because the bench had too many under way.
 	Skipped int64        `json:"skipped"`
 	Memory  []memoryThen `json:"memory"`
@@ -54,9 +56,9 @@ type memoryThen struct {
 func (r *overloaded) table() table {
 	t := table{
 		title: fmt.Sprintf("Overload: %d times what the targets take (concurrency %d, 20 ms) for %v; resident memory in MB", overloadFactor, config.DefaultConcurrency, overloadLength),
-		head:  []string{"capacity/s", "asked/s", "served", "refused", "accepted, not final in time", "not made", "after/s"},
+		head:  []string{"capacity/s", "asked/s", "served", "refused", "accepted, not final in time", "UNAVAILABLE", "not made", "after/s"},
 	}
-	row := []string{fmt.Sprintf("%.0f", r.Capacity), fmt.Sprintf("%.0f", r.Asked), fmt.Sprint(r.Served), fmt.Sprint(r.Refused), fmt.Sprint(r.Unfinished), fmt.Sprint(r.Skipped), fmt.Sprintf("%.0f", r.After)}
+	row := []string{fmt.Sprintf("%.0f", r.Capacity), fmt.Sprintf("%.0f", r.Asked), fmt.Sprint(r.Served), fmt.Sprint(r.Refused), fmt.Sprint(r.Unfinished), fmt.Sprint(r.Unavailable), fmt.Sprint(r.Skipped), fmt.Sprintf("%.0f", r.After)}
 	for i := 0; i < len(r.Memory); i += max(1, len(r.Memory)/8) {
 		t.head = append(t.head, r.Memory[i].Since.Round(100*time.Millisecond).String())
 		row = append(row, megabytes(r.Memory[i].Resident))
@@ -107,6 +109,7 @@ func overload(ctx context.Context, b *bench) error {
 			return errors.New("nothing was refused: that was no overload")
 		}
 		s.report.atMost("overload: most memory in the last quarter / in the second", float64(r.Last)/float64(r.Second), 1.2, "")
+		s.report.atMost("overload: calls answered UNAVAILABLE instead of RESOURCE_EXHAUSTED", float64(r.Unavailable), 0, "")
 		s.report.atLeast("rate after the overload / before", r.After/r.Capacity, 0.8)
 		s.logf("asked %.0f/s of %.0f/s: %d served, %d refused; memory %s MB in the second quarter, %s MB in the last", r.Asked, r.Capacity, r.Served, r.Refused, megabytes(r.Second), megabytes(r.Last))
 		return nil
@@ -122,7 +125,7 @@ func (g *gateway) flood(ctx context.Context, r *overloaded) error {
 	defer client.close()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	var underWay, asked, served, refused, unfinished atomic.Int64
+	var underWay, asked, served, refused, unfinished, unavailable atomic.Int64
 	call := func() {
 		defer underWay.Add(-1)
 		switch final, err := client.accepted(ctx, nextUser()); {
@@ -135,6 +138,8 @@ func (g *gateway) flood(ctx context.Context, r *overloaded) error {
 			}
 		case isRefusal(err):
 			refused.Add(1)
+		case status.Code(err) == codes.Unavailable:
+			unavailable.Add(1)
 		default:
 			cancel(err)
 		}
@@ -170,7 +175,8 @@ func (g *gateway) flood(ctx context.Context, r *overloaded) error {
 	}
 	calls.Wait()
 	r.Asked = float64(asked.Load()) / overloadLength.Seconds()
-	r.Served, r.Refused, r.Unfinished = served.Load(), refused.Load(), unfinished.Load()
+	r.Served, r.Refused, r.Unfinished, r.Unavailable = served.Load(), refused.Load(), unfinished.Load(), unavailable.Load()
+	g.lost = r.Unavailable > 0 // whether such a call was accepted need not be known
 	return context.Cause(ctx)
 }
 
