@@ -108,6 +108,9 @@ func run(ctx context.Context, args []string, out io.Writer) (missed bool, err er
 	began := time.Now()
 	b.report = report{Machine: describeMachine(dir), Began: began, Rounds: *rounds, Length: *length}
 	fmt.Fprintln(out, b.report.Machine)
+	if b.fsyncs, err = appendDurably(dir, 40); err != nil {
+		return false, err
+	}
 	for _, p := range chosen {
 		b.logf("%s", p.name)
 		if err = p.run(ctx, b); err != nil {
