@@ -160,7 +160,7 @@ func TestAlerts(t *testing.T) {
 			rests[c.Name] = rests[c.Name] || len(e.Samples) == 0
 		}
 	}
-	headings := []string{"target-down", "credentials-expired", "wrong-bulk-file", "replica-lost", "journal-unavailable", "backlog-grows"}
+	headings := anchors(readText(t, "docs/operations.md"))
 	for _, a := range alerts(t) {
 		if !fires[a.Alert] || !rests[a.Alert] {
 			t.Errorf("%s: a case in which it fires: %t, and one in which it does not: %t", a.Alert, fires[a.Alert], rests[a.Alert])
