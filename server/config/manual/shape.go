@@ -382,10 +382,10 @@ func moves(typ adapters.Type, name string) bool {
 		v := reflect.ValueOf(c).Elem()
 		for _, f := range strictyaml.Fields(v.Type()) {
 			if x := v.FieldByIndex(f.Index); x.Kind() == reflect.String {
-				switch {
-				case f.Name == name:
+				switch f.Name {
+				case name:
 					x.SetString("https://" + value + ".example")
-				case f.Name == "url":
+				case "url":
 					x.SetString("https://a.example")
 				}
 			}
