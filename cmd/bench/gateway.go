@@ -38,6 +38,7 @@ func targetTypes() map[string]adapters.Type {
 // playGateway serves the gateway itself, as it is assembled for `endsession serve`, with the constant targets beside the
 // real ones. The argument is its configuration. It logs as much as it would in production.
 func playGateway(ctx context.Context, args []string) (map[string]string, func() error, error) {
+	server.Tune()
 	var durable atomic.Int64
 	sqlite.RegisterConnectionHook(func(conn sqlite.ExecQuerierContext, _ string) error { return mustBeDurable(conn, &durable) })
 	conf, err := config.Load(args[0], targetTypes())
