@@ -49,6 +49,9 @@ func newFakeGateway() *fakeGateway {
 }
 
 func (g *fakeGateway) InvalidateSessions(ctx context.Context, req *endsessionv1.InvalidateSessionsRequest) (*endsessionv1.InvalidateSessionsResponse, error) {
+	if req.GetValidateOnly() {
+		return &endsessionv1.InvalidateSessionsResponse{}, nil
+	}
 	user := req.GetSelector().GetUser().GetId()
 	g.mu.Lock()
 	g.calls++

@@ -124,8 +124,8 @@ func showBar(w io.Writer, j *bulkJob) (done func()) {
 		mpb.BarWidth(30),
 		mpb.PrependDecorators(decor.CountersNoUnit("%d/%d ")),
 		mpb.AppendDecorators(decor.Any(func(decor.Statistics) string {
-			if now := time.Now(); now.Sub(told) >= time.Second || text == "" {
-				t := j.count()
+			t := j.count()
+			if now := time.Now(); now.Sub(told) >= time.Second || t.done() == t.total {
 				text, told = " "+progressText(t, p.add(now, t.done()), j.calls.quiet()), now
 			}
 			return text
