@@ -131,7 +131,7 @@ lint: $(DEPS) ## gofmt, go vet, golangci-lint, buf lint
 .PHONY: generate
 generate: $(DEPS) ## write gen/ from proto/, and the configuration's reference and schema from its types
 	@echo "==> generate gen/ from proto/"
-	rm -rf gen/endsession gen/openapi/endsession.swagger.json
+	rm -rf gen/endsession gen/openapi/endsession.openapi.json
 	$(BUF) generate
 	echo "==> generate docs/configuration.md and docs/configuration.schema.json"
 	$(GO) test ./cmd/endsession -count 1 -run '^TestConfigurationIsDocumented$$' -update-docs

@@ -48,6 +48,7 @@ var layers = []layer{
 	{"adapters/*/*test", []string{"adapters", "adapters/emulator"}, "an emulator must not share code with the adapter it judges"},
 	{"adapters/*", []string{"adapters", "adapters/httpclient", "adapters/secret"}, "one product each: no adapter knows another, nor the service"},
 	{"docs", nil, "what the program shows of its documentation"},
+	{"docs/examples/go", []string{"gen/endsession/v1"}, "is copied by callers, who have the contract only"},
 	{"gen/...", []string{"gen/..."}, "generated"},
 	{"proto/...", nil, "the contract, and what generates from it"},
 }
@@ -67,7 +68,7 @@ func (f fence) keepsOut(imported string) bool {
 var fences = []fence{
 	{
 		[]string{"google.golang.org/protobuf", "google.golang.org/grpc", "google.golang.org/genproto", "buf.build/go/protovalidate", "github.com/grpc-ecosystem/grpc-gateway", module + "gen/endsession"},
-		[]string{"server/api", "server/gateway", "server/telemetry", "server", "cmd/...", "gen/...", "proto/..."},
+		[]string{"server/api", "server/gateway", "server/telemetry", "server", "cmd/...", "gen/...", "proto/...", "docs/examples/go"},
 		"protobuf stops at the API: the engine's types are its own; telemetry stands before the API",
 	},
 	{

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -674,6 +675,28 @@ func apiWorld(t *testing.T, s *shell) {
 		}
 		if c.dies != nil {
 			w.judge(t, command, c.dies)
+		}
+		if !strings.HasPrefix(command, "curl ") {
+			return
+		}
+		url := regexp.MustCompile(`http://127\.0\.0\.1:8080(/[^\s"']*)`).FindStringSubmatch(command)[1]
+		path := strings.Replace(url, "$name", "invalidations/"+strings.Repeat("0", 8), 1)
+		method, status := http.MethodGet, http.StatusOK
+		if strings.Contains(command, " -d ") {
+			method = http.MethodPost
+		}
+		refused := strings.HasPrefix(out, `{"code":`)
+		if refused {
+			status = http.StatusBadRequest
+		}
+		if answer, accepted := strings.CutSuffix(out, "\n202\n"); accepted {
+			out, status = answer, http.StatusAccepted
+		}
+		asDocumented(t, method, path, status, out)
+		if body := regexp.MustCompile(`(?s) -d '([^']*)'(\s|$)`).FindStringSubmatch(command); body != nil {
+			if err := askedAsDocumented(t, path, body[1]); (err == nil) == refused {
+				t.Errorf("%s: refused: %t; the OpenAPI document says %v", command, refused, err)
+			}
 		}
 	}
 	t.Cleanup(func() {

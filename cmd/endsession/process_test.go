@@ -164,7 +164,9 @@ func (p *process) get(t testing.TB, path string) (status int, answer string) {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	return resp.StatusCode, read(t, resp.Body)
+	answer = read(t, resp.Body)
+	asDocumented(t, http.MethodGet, path, resp.StatusCode, answer)
+	return resp.StatusCode, answer
 }
 
 // gate stands before the systems and holds up one request.

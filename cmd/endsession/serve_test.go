@@ -90,7 +90,9 @@ func serveLab(t *testing.T, wrap func(string, http.Handler) http.Handler) *serve
 
 func (s *served) post(t *testing.T, path, body string) (int, string) {
 	t.Helper()
-	return post(t, http.DefaultClient, s.http+path, body)
+	status, answer := post(t, http.DefaultClient, s.http+path, body)
+	asDocumented(t, http.MethodPost, path, status, answer)
+	return status, answer
 }
 
 // nameOf is the name of an answer's invalidation.

@@ -5,7 +5,7 @@ package openapi
 
 import _ "embed"
 
-// Document is the OpenAPI (Swagger 2.0) document, as JSON.
+// Document is the OpenAPI 3.1 document, as JSON.
 //
-//go:embed endsession.swagger.json
+//go:embed endsession.openapi.json
 var Document []byte

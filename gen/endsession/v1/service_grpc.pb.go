@@ -100,7 +100,9 @@ type SessionServiceClient interface {
 	// FAILED_PRECONDITION with reason NOT_FINAL when it is still running, NOTHING_TO_RETRY when no run failed;
 	// ALREADY_EXISTS and UNAVAILABLE as of InvalidateSessions.
 	RetryInvalidation(ctx context.Context, in *RetryInvalidationRequest, opts ...grpc.CallOption) (*RetryInvalidationResponse, error)
-	// Lists the configured targets, in the order of the configuration. Asks nothing of them.
+	// Lists the configured targets, in the order of the configuration.
+	//
+	// Asks nothing of them: their health is what the last check found.
 	ListTargets(ctx context.Context, in *ListTargetsRequest, opts ...grpc.CallOption) (*ListTargetsResponse, error)
 	// Finds out, without ending any session, whether a target can be reached and does what the gateway needs.
 	//
@@ -305,7 +307,9 @@ type SessionServiceServer interface {
 	// FAILED_PRECONDITION with reason NOT_FINAL when it is still running, NOTHING_TO_RETRY when no run failed;
 	// ALREADY_EXISTS and UNAVAILABLE as of InvalidateSessions.
 	RetryInvalidation(context.Context, *RetryInvalidationRequest) (*RetryInvalidationResponse, error)
-	// Lists the configured targets, in the order of the configuration. Asks nothing of them.
+	// Lists the configured targets, in the order of the configuration.
+	//
+	// Asks nothing of them: their health is what the last check found.
 	ListTargets(context.Context, *ListTargetsRequest) (*ListTargetsResponse, error)
 	// Finds out, without ending any session, whether a target can be reached and does what the gateway needs.
 	//
