@@ -32,6 +32,9 @@ const (
 	DefaultTimeout = 60 * time.Second
 	DefaultMaxBody = 16 << 20
 	connectTimeout = 15 * time.Second
+	// maxIdle is how many connections are kept for the next requests: as many as a target may be configured to get at once, or
+	// they would be closed and opened again under load.
+	maxIdle = 1000
 )
 
 // TLSConfig is the part of a target's configuration that says whom to trust. It is embedded inline in adapters'
@@ -179,7 +182,7 @@ func New(o Options) (*Client, error) {
 			DialContext:            (&net.Dialer{Timeout: connectTimeout, KeepAlive: 30 * time.Second}).DialContext,
 			TLSClientConfig:        conf,
 			TLSHandshakeTimeout:    connectTimeout,
-			MaxIdleConnsPerHost:    64,
+			MaxIdleConnsPerHost:    maxIdle,
 			IdleConnTimeout:        90 * time.Second,
 			MaxResponseHeaderBytes: 256 << 10,
 			ForceAttemptHTTP2:      true,
