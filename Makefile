@@ -86,7 +86,19 @@ demo: ## three emulators, people signed in, one of them signed out everywhere
 	$(GO) run ./cmd/endsession demo
 
 .PHONY: test
-test: lint verify test-race ## everything: lint, generated code, all tests with the race detector
+test: lint verify test-race test-allocations ## everything: lint, generated code, all tests with the race detector
+
+# The race detector allocates, too.
+.PHONY: test-allocations
+test-allocations:
+	@echo "==> go test, without the race detector: what an accepted request allocates"
+	$(GO) test -count=1 -run '^TestAllocations$$' ./server
+
+.PHONY: allocations
+allocations: ## measure anew what an accepted request allocates: the baseline of make test
+	@echo "==> allocations: write server/testdata/allocations.json"
+	$(GO) test -count=1 -run '^TestAllocations$$' ./server -update
+	git --no-pager diff --stat -- server/testdata/allocations.json
 
 .PHONY: test-race
 test-race: cc

@@ -53,7 +53,7 @@ func start(t *testing.T, engine server.Engine, change ...func(*server.Parts)) *s
 }
 
 // run runs a server until the test ends, and connects to it.
-func (s *served) run(t *testing.T, srv *server.Server) {
+func (s *served) run(t testing.TB, srv *server.Server) {
 	t.Helper()
 	ctx, stop := context.WithCancel(context.Background())
 	forced, force := context.WithCancel(context.Background())
