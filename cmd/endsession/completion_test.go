@@ -151,11 +151,11 @@ complete endsession invalidate --target k
 complete endsession targets ch
 complete endsession list --state PART`,
 		"zsh":  `autoload -U compinit; compinit -u -d "$HOME/dump"; source <(endsession completion zsh); print -l kibana-prod check PARTIALLY_SUCCEEDED; whence -w _endsession >/dev/null`,
-		"fish": `endsession completion fish | source; for w in 'invalidate --target k' 'targets ch' 'list --state PART'; complete --do-complete "endsession $w" | string split -f1 \t; end`,
+		"fish": `endsession completion fish | source; for w in 'invalidate --target k' 'targets ch' 'list --state PART'; complete --do-complete "endsession $w" | string split -f1 \t; end; true`,
 	} {
 		t.Run(shell, func(t *testing.T) {
 			if _, err := exec.LookPath(shell); err != nil {
-				if shell == "bash" {
+				if shell == "bash" || os.Getenv("CI") == "true" {
 					t.Fatal(err)
 				}
 				t.Skipf("there is no %s", shell)
