@@ -41,7 +41,7 @@ func (s *Store) Record(ctx context.Context, l invalidation.Lease, run invalidati
 		return invalidation.Head{}, fmt.Errorf("record run: %w", err)
 	}
 	var head invalidation.Head
-	err = s.change(ctx, func(t *tx) (err error) {
+	err = s.submit(ctx, &change{answers: &l, settled: make(chan struct{}), do: func(t *tx) (err error) {
 		if known := t.known(l); known != nil {
 			head, err = t.recordKnown(known, l, run, values)
 		} else {
@@ -51,7 +51,7 @@ func (s *Store) Record(ctx context.Context, l invalidation.Lease, run invalidati
 			return err
 		}
 		return t.audit(events)
-	})
+	}})
 	if err != nil {
 		return invalidation.Head{}, fmt.Errorf("record run: %w", err)
 	}

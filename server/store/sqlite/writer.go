@@ -38,6 +38,8 @@ type writer struct {
 // change is one caller's transaction.
 type change struct {
 	do func(*tx) error
+	// answers is the lease whose run's answer the change is; nil for every other change.
+	answers *invalidation.Lease
 	// stage is where it stands: the caller may withdraw it as long as the writer has not begun it, and then it is certain
 	// that nothing has changed.
 	stage   atomic.Int32
@@ -56,10 +58,14 @@ const (
 // its end is near and is waited for, but not for ever: then the answer is [invalidation.ErrCommitUnknown], do may still be
 // running, and what it writes to must not be used.
 func (s *Store) change(ctx context.Context, do func(*tx) error) error {
+	return s.submit(ctx, &change{do: do, settled: make(chan struct{})})
+}
+
+// submit is change for one that is made already.
+func (s *Store) submit(ctx context.Context, c *change) error {
 	if err := ctx.Err(); err != nil {
 		return unavailable(err)
 	}
-	c := &change{do: do, settled: make(chan struct{})}
 	timer := time.NewTimer(s.timeout)
 	defer timer.Stop()
 	why := errNoAnswer
@@ -100,7 +106,7 @@ func (w *writer) run() {
 		case c := <-w.queue:
 			// Let the callers that the last commit woke ask for their next change, so that it joins this one.
 			runtime.Gosched()
-			w.commit(c)
+			w.commit(w.gather(c)...)
 		case <-w.closing:
 			for {
 				select {
@@ -114,18 +120,54 @@ func (w *writer) run() {
 	}
 }
 
+// gatherTime is how long an answer waits for the others of its invalidation.
+const gatherTime = 500 * time.Microsecond
+
+// gather returns a change and those that should share its transaction although they are not there yet: the answers of an
+// invalidation mostly come together, and its caller is told nothing before the last of them. Whatever else is asked for
+// ends the waiting.
+func (w *writer) gather(first *change) []*change {
+	all := []*change{first}
+	if !w.incomplete(all) {
+		return all
+	}
+	enough := time.NewTimer(gatherTime)
+	defer enough.Stop()
+	for w.incomplete(all) {
+		select {
+		case c := <-w.queue:
+			all = append(all, c)
+		case <-enough.C:
+			return all
+		case <-w.closing:
+			return all
+		}
+	}
+	return all
+}
+
+// incomplete reports whether nobody waits for any of the changes: all are answers of one invalidation, and not all of its.
+func (w *writer) incomplete(changes []*change) bool {
+	last := changes[len(changes)-1]
+	if last.answers == nil || last.answers.InvalidationID != changes[0].answers.InvalidationID {
+		return false
+	}
+	h := w.tx.heads[last.answers.InvalidationID]
+	return h != nil && len(changes) < h.unfinished
+}
+
 // errUndo says that a change failed after it had written something: what the transaction holds has to be undone.
 var errUndo = errors.New("the change has to be undone")
 
-// commit puts first and all that is queued into one transaction. It bets that no change fails after it has written
-// something; when one does, all are done again, each in a savepoint of its own.
-func (w *writer) commit(first *change) {
+// commit puts the first changes and all that is queued into one transaction. It bets that no change fails after it has
+// written something; when one does, all are done again, each in a savepoint of its own.
+func (w *writer) commit(first ...*change) {
 	w.done = w.done[:0]
 	chain, mark := w.tx.place()
 	err := w.begin()
 	if err != nil {
 		// Whoever waits, waits for the same.
-		for c := first; c != nil; c = w.next() {
+		for c := w.following(&first); c != nil; c = w.following(&first) {
 			w.take(c)
 		}
 	}
@@ -134,15 +176,15 @@ func (w *writer) commit(first *change) {
 		apply = w.applyAlone
 		err = w.again(chain, mark)
 	}
-	for c := first; err == nil && c != nil; {
+	for c := w.following(&first); err == nil && c != nil; {
 		if w.take(c) {
 			if err = apply(c); errors.Is(err, errUndo) {
 				undo()
 			}
 		}
 		c = nil
-		if err == nil && len(w.done) < maxBatch {
-			c = w.next()
+		if err == nil && (len(w.done) < maxBatch || len(first) > 0) {
+			c = w.following(&first)
 		}
 	}
 	if err == nil {
@@ -190,7 +232,13 @@ func (w *writer) take(c *change) bool {
 	return true
 }
 
-func (w *writer) next() *change {
+// following takes the next of the first changes, or of the queue; nil if there is none.
+func (w *writer) following(first *[]*change) *change {
+	if len(*first) > 0 {
+		c := (*first)[0]
+		*first = (*first)[1:]
+		return c
+	}
 	select {
 	case c := <-w.queue:
 		return c
