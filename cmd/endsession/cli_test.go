@@ -399,7 +399,7 @@ func TestNobodyThere(t *testing.T) {
 		{"targets", "check", "apm"}, {"targets", "pause", "apm"}, {"targets", "resume", "apm"},
 	} {
 		r := cli{}.run(t, append(args, "--server", addr)...)
-		if r.status != exitNotAccepted || r.out != "" || !strings.Contains(r.err, "Unavailable") {
+		if r.status != exitNotAccepted || r.out != "" || !strings.Contains(r.err, "Unavailable") || !strings.Contains(r.err, "--server") {
 			t.Errorf("%v: exit status %d, want %d: %s%s", args, r.status, exitNotAccepted, r.out, r.err)
 		}
 	}

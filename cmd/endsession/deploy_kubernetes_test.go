@@ -515,6 +515,11 @@ func TestManifestsRun(t *testing.T) {
 			if out, err := program(client, "invalidate", "--user", "bob", "--yes").CombinedOutput(); err != nil || !strings.Contains(string(out), "SUCCEEDED") {
 				t.Errorf("invalidate: %v\n%s", err, out)
 			}
+			for _, args := range [][]string{{"list"}, {"targets", "list"}} { // who may end sessions may look, too
+				if out, err := program(client, args...).CombinedOutput(); err != nil || !strings.Contains(string(out), "bob") && !strings.Contains(string(out), "storage") {
+					t.Errorf("%s: %v\n%s", args, err, out)
+				}
+			}
 			gateway.terminate(t)
 			if status := gateway.wait(t); status != 0 {
 				t.Errorf("exit status %d", status)

@@ -200,6 +200,11 @@ func TestUnitRuns(t *testing.T) {
 	if out, err := program(client, "invalidate", "--user", "alice", "--yes").CombinedOutput(); err != nil || !strings.Contains(string(out), "SUCCEEDED") {
 		t.Errorf("invalidate: %v\n%s", err, out)
 	}
+	for _, args := range [][]string{{"list"}, {"targets", "list"}} { // who may end sessions may look, too
+		if out, err := program(client, args...).CombinedOutput(); err != nil || !strings.Contains(string(out), "alice") && !strings.Contains(string(out), "apm") {
+			t.Errorf("%s: %v\n%s", args, err, out)
+		}
+	}
 	if _, err := os.Stat(inside(state + "/endsession.db")); err != nil {
 		t.Error(err)
 	}

@@ -201,7 +201,11 @@ const longestWait = 5 * time.Minute
 
 func (l *looking) flags(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.DurationVar(&l.wait, "wait", 30*time.Second, "how long to wait for the final state; 0 returns once accepted, at most 5m")
+	usage := "how long to wait for the final state; 0 returns once accepted, at most 5m"
+	if f.Lookup("users-file") != nil {
+		usage = "with --users-file: how long to wait after the last call was accepted, without a bound, and by default until all are final; otherwise: " + usage
+	}
+	f.DurationVar(&l.wait, "wait", 30*time.Second, usage)
 	l.watchFlag(cmd)
 }
 

@@ -65,7 +65,7 @@ func newList(conn *connection) *cobra.Command {
 	conn.flags(cmd)
 	out.flags(cmd)
 	f := cmd.Flags()
-	f.StringVar(&state, "state", "", "only this state")
+	f.StringVar(&state, "state", "", "only in this state: RUNNING, SUCCEEDED, PARTIALLY_SUCCEEDED, FAILED or CANCELLED")
 	f.StringVarP(&target, "target", "t", "", "only with a run at this target")
 	completes(cmd, "state", oneOf("RUNNING", "SUCCEEDED", "PARTIALLY_SUCCEEDED", "FAILED", "CANCELLED"))
 	completes(cmd, "target", conn.targetNames(""))

@@ -63,6 +63,9 @@ func run(ctx context.Context, args []string, io streams, lookup func(string) (st
 	}
 	if e.err != nil {
 		fmt.Fprintln(io.err, "endsession: "+describe(e.err))
+		if unanswered(e.err) {
+			fmt.Fprintln(io.err, "  is a gateway at that address (--server), and does it want TLS (--tls, --tls-ca-file)?")
+		}
 	}
 	return e.status
 }
@@ -114,6 +117,12 @@ func describe(err error) string {
 		}
 	}
 	return text
+}
+
+// unanswered reports whether no gateway answered a call: one that refuses says for what reason.
+func unanswered(err error) bool {
+	st, ok := status.FromError(err)
+	return ok && st.Code() == codes.Unavailable && len(st.Details()) == 0
 }
 
 // callError gives a failed call its exit status: 5 when nothing was accepted, 2 when the request was wrong.
