@@ -52,6 +52,7 @@ func (s *Store) Accept(ctx context.Context, a invalidation.Acceptance) (invalida
 		replayed bool
 	)
 	err = s.change(ctx, func(t *tx) (err error) {
+		replayed = false // it may have been true before what it found was undone
 		if a.RequestID != "" {
 			// The table is read as it is: request ids are never put off.
 			id, err := requested(t.conn, a.Invalidation.Caller, a.RequestID, a.Digest)

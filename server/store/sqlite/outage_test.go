@@ -400,6 +400,105 @@ func TestGroupCommit(t *testing.T) {
 	})
 }
 
+// What was put off and cannot be written is the fault of whoever put it off, not of the change that finds it out.
+func TestGroupCommit_BlamesTheRightChange(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, d := onDisk(t)
+		var runs []invalidation.Run
+		var leases []invalidation.Lease
+		for range 2 {
+			a := asked("apm")
+			a.Start = []int{0}
+			inv, _, leased, err := s.Accept(t.Context(), a)
+			if err != nil {
+				t.Fatal(err)
+			}
+			runs, leases = append(runs, inv.Runs[0]), append(leases, leased...)
+		}
+		if err := s.Change(t.Context(), func(exec func(string) error) error {
+			return exec("CREATE TRIGGER poison BEFORE UPDATE ON invalidations WHEN NEW.id = '" + leases[1].InvalidationID + "' BEGIN SELECT RAISE(ABORT, 'poison'); END")
+		}); err != nil {
+			t.Fatal(err)
+		}
+		thaw := make(chan struct{})
+		d.ask(func(op, _ string) int32 {
+			if op == "sync" {
+				<-thaw
+			}
+			return sqlite3.SQLITE_OK
+		})
+		var all sync.WaitGroup
+		in := func(f func()) {
+			all.Go(f)
+			synctest.Wait()
+		}
+		in(func() {
+			if err := accept(t.Context(), s, asked("apm")); err != nil {
+				t.Error(err)
+			}
+		})
+		for i, poisoned := range []bool{false, true} {
+			run := runs[i]
+			run.State, run.CompleteTime = invalidation.RunSucceeded, time.Now()
+			in(func() {
+				if _, err := s.Record(t.Context(), leases[i], run, nil); (err != nil) != poisoned || isUnavailable(err) {
+					t.Errorf("Record, %d: %v", i, err)
+				}
+			})
+		}
+		in(func() {
+			if _, err := s.Cancel(t.Context(), "nobody's", time.Now(), nil); !errors.Is(err, invalidation.ErrNotFound) {
+				t.Errorf("Cancel: %v", err)
+			}
+		})
+		close(thaw)
+		all.Wait()
+		for i, want := range []invalidation.State{invalidation.Succeeded, invalidation.Running} {
+			if inv, err := s.Get(t.Context(), leases[i].InvalidationID); err != nil || inv.State != want || inv.Runs[0].State.Final() != want.Final() {
+				t.Errorf("%d: %+v, %v", i, inv, err)
+			}
+		}
+	})
+}
+
+// A call that found the one before it under its request id is the first if that one comes to nothing.
+func TestGroupCommit_ReplaysNothingThatWasUndone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, d := onDisk(t)
+		if err := s.Change(t.Context(), func(exec func(string) error) error {
+			return exec("CREATE TRIGGER poison BEFORE INSERT ON audit WHEN NEW.type = 'poison' BEGIN SELECT RAISE(ABORT, 'poison'); END")
+		}); err != nil {
+			t.Fatal(err)
+		}
+		thaw := make(chan struct{})
+		d.ask(func(op, _ string) int32 {
+			if op == "sync" {
+				<-thaw
+			}
+			return sqlite3.SQLITE_OK
+		})
+		var all sync.WaitGroup
+		for _, what := range []string{"", "poison", "invalidation.accepted"} {
+			all.Go(func() {
+				a := asked("apm")
+				if what != "" {
+					a.RequestID, a.Digest, a.Events[0].Type, a.Start = "id", []byte("digest"), what, []int{0}
+				}
+				inv, replayed, leases, err := s.Accept(t.Context(), a)
+				switch {
+				case (err != nil) != (what == "poison"):
+					t.Errorf("%q: %v", what, err)
+				case err == nil && (replayed || inv.ID != a.Invalidation.ID || len(leases) != len(a.Start)):
+					t.Errorf("%q: %+v, replayed: %t, leases: %v", what, inv, replayed, leases)
+				}
+			})
+			synctest.Wait()
+		}
+		close(thaw)
+		all.Wait()
+	})
+}
+
 // When the shared commit fails, nobody is told otherwise.
 func TestGroupCommit_FailsForAll(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

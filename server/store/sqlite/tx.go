@@ -194,7 +194,7 @@ const (
 )
 
 func (t *tx) writeCounts() error {
-	for i, h := range t.counts {
+	for _, h := range t.counts {
 		var n int64
 		var err error
 		if h.unfinished > 0 {
@@ -210,8 +210,8 @@ func (t *tx) writeCounts() error {
 			return err
 		}
 		h.behind = false
-		t.counts[i] = nil
 	}
+	clear(t.counts) // only now: if one cannot be written, the others are asked for again
 	t.counts = t.counts[:0]
 	return nil
 }
