@@ -35,8 +35,11 @@ func accept[R any](ctx context.Context, requestID string, call func(context.Cont
 	again, cancel := context.WithTimeout(asking, secondTry)
 	defer cancel()
 	resp, repeated := call(again, grpc.WaitForReady(true))
-	if repeated == nil || !unknown(repeated) {
+	if repeated == nil || status.Code(repeated) == codes.AlreadyExists { // then it is another call that has the id
 		return resp, repeated
+	}
+	if !unknown(repeated) { // why the second was refused says nothing of the first, but is what to mend
+		err = repeated
 	}
 	return resp, &exitError{exitNotAccepted, errors.New(describe(err) +
 		fmt.Sprintf("\n  It is not known whether the call was accepted. Repeat it with --request-id %s: that begins nothing new if it was.", requestID))}

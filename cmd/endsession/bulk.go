@@ -393,8 +393,11 @@ func (r *bulkReport) finish(ended error) error {
 			failures = append(failures, failuresOf(e.person, e.inv)...)
 		}
 	}
-	writeErr := r.failures.write(r.file.columns, failures)
 	t := j.count()
+	var writeErr error
+	if len(failures) > 0 || t.done() == t.total { // else those of an earlier run may still be true
+		writeErr = r.failures.write(r.file.columns, failures)
+	}
 	if r.json != nil {
 		r.line(map[string]any{"summary": r.summary(t, failures, ended)})
 	} else {

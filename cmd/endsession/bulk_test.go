@@ -287,6 +287,29 @@ func TestBulkGoesOnWithTheOthers(t *testing.T) {
 	}
 }
 
+// TestBulkKeepsFailuresItHasNotLookedAtAgain: a run that is stopped before it knows anything takes no failures away.
+func TestBulkKeepsFailuresItHasNotLookedAtAgain(t *testing.T) {
+	t.Parallel()
+	fake := newFakeGateway()
+	fake.becomes = func(string) endsessionv1.InvalidationState {
+		return endsessionv1.InvalidationState_INVALIDATION_STATE_FAILED
+	}
+	c := fake.serve(t)
+	path := usersIn(t, "people.txt", "alice\n")
+	_, sum := summaryOf(t, c.run(t, "invalidate", "--users-file", path, "--yes", "-o", "json").mustExit(t, exitFailed).out)
+	before, err := os.ReadFile(sum.Failures)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fake.before = func(context.Context, string, int) error {
+		return refusedWith(codes.Unauthenticated, "UNAUTHENTICATED", "the key is not valid any more")
+	}
+	c.run(t, "invalidate", "--users-file", path, "--yes").mustExit(t, exitNotAccepted)
+	if after, err := os.ReadFile(sum.Failures); err != nil || !slices.Equal(before, after) {
+		t.Errorf("%v: %s", err, after)
+	}
+}
+
 // TestBulkExitStatus follows from what became of all.
 func TestBulkExitStatus(t *testing.T) {
 	for _, test := range []struct {

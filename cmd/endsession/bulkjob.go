@@ -204,6 +204,7 @@ func (j *bulkJob) send(ctx, hard context.Context, e *entry) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	var notSent *errNotSent
+	var unsure *errUnsure
 	switch {
 	case err == nil:
 		j.tally.sent++
@@ -216,13 +217,15 @@ func (j *bulkJob) send(ctx, hard context.Context, e *entry) {
 		j.note(resp.GetInvalidation())
 	case errors.As(err, &notSent) && !notSent.uncertain:
 		j.stop(notSent.cause)
-	case errors.As(err, &notSent), judge(err).defect:
+	case errors.As(err, &notSent), errors.As(err, &unsure), judge(err).defect:
 		j.tally.sent++
 		j.tally.lost++
 		e.standing, e.err = unclear, err
 		if notSent != nil {
 			e.err = notSent.cause
 			j.stop(notSent.cause)
+		} else if wrongForAll(err) {
+			j.stop(err)
 		}
 		j.settled(e)
 	case wrongForAll(err):
@@ -448,6 +451,10 @@ func (j *bulkJob) get(ctx, hard context.Context, name string) error {
 	code := status.Code(err)
 	switch {
 	case err == nil:
+		if blind && inv.GetName() != name { // the gateway does not know it any more, and has begun it anew
+			delete(j.open, name)
+			j.open[inv.GetName()] = e
+		}
 		j.note(inv)
 		return nil
 	case !blind && (code == codes.NotFound || code == codes.PermissionDenied):

@@ -178,7 +178,9 @@ func (f *follower) stream(ctx context.Context, name string, tell func(*endsessio
 func (f *follower) repeat(again func(context.Context, time.Duration) (*endsessionv1.Invalidation, error)) func(context.Context, string, func(*endsessionv1.Invalidation)) error {
 	return func(ctx context.Context, _ string, tell func(*endsessionv1.Invalidation)) error {
 		for {
-			inv, err := again(ctx, silence/2)
+			asking, cancel := context.WithTimeout(ctx, silence)
+			inv, err := again(asking, silence/2)
+			cancel()
 			if err != nil {
 				return err
 			}

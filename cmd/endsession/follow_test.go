@@ -257,7 +257,8 @@ func TestAccept(t *testing.T) {
 		"Refused":       {lost: []error{status.Error(codes.PermissionDenied, "no")}, calls: 1, says: "no"},
 		"NotJournalled": {lost: []error{gatewaySays(t, "NOT_ACCEPTED")}, calls: 1, says: "in a word"},
 		"CommitUnknown": {lost: []error{gatewaySays(t, "ACCEPTANCE_UNKNOWN")}, calls: 2},
-		"RefusedAtLast": {lost: []error{gone, status.Error(codes.PermissionDenied, "no")}, calls: 2, says: "no"},
+		"RefusedAtLast": {lost: []error{gone, status.Error(codes.PermissionDenied, "no")}, calls: 2, says: "no", hint: true},
+		"BusyAtLast":    {lost: []error{gone, gatewaySays(t, "NOT_ACCEPTED")}, calls: 2, says: "in a word", hint: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -324,4 +325,34 @@ func TestAcceptIsNotCutOff(t *testing.T) {
 			})
 		})
 	}
+}
+
+// noWatch is a client of a caller who may not read.
+type noWatch struct {
+	endsessionv1.SessionServiceClient
+}
+
+func (noWatch) WatchInvalidation(context.Context, *endsessionv1.WatchInvalidationRequest, ...grpc.CallOption) (stream, error) {
+	return nil, status.Error(codes.PermissionDenied, "no")
+}
+
+// TestFollowRepeatsACallThatIsNotAnswered: a connection that is dead without anybody's having said so holds nobody up.
+func TestFollowRepeatsACallThatIsNotAnswered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		calls, view := 0, &seen{}
+		inv := &endsessionv1.Invalidation{Name: "invalidations/1", State: endsessionv1.InvalidationState_INVALIDATION_STATE_RUNNING}
+		f := &follower{client: noWatch{}, view: view, again: func(ctx context.Context, _ time.Duration) (*endsessionv1.Invalidation, error) {
+			if calls++; calls == 1 {
+				<-ctx.Done()
+				return nil, status.FromContextError(ctx.Err()).Err()
+			}
+			return &endsessionv1.Invalidation{Name: inv.GetName(), Revision: 1, State: endsessionv1.InvalidationState_INVALIDATION_STATE_SUCCEEDED}, nil
+		}}
+		last, err := f.follow(ctx, inv, forEver)
+		if err != nil || !final(last) || len(view.losses) != 1 {
+			t.Errorf("%v after %d calls, %d losses: %v", last, calls, len(view.losses), err)
+		}
+	})
 }

@@ -62,8 +62,17 @@ func (e *errNotSent) Error() string { return "not sent: " + e.cause.Error() }
 
 func (e *errNotSent) Unwrap() error { return e.cause }
 
+// errUnsure is how the gateway refused a call that was made before, when it is not known what came of it: that one may
+// have been accepted.
+type errUnsure struct{ error }
+
+// GRPCStatus is the refusal's.
+func (e *errUnsure) GRPCStatus() *status.Status { return status.Convert(e.error) }
+
+func (e *errUnsure) Unwrap() error { return e.error }
+
 // do makes a call. While it waits for its turn it ends with ctx, with an *errNotSent; a call under way ends only with
-// hard.
+// hard. A refusal that says nothing of a try before it is an *errUnsure.
 func (g *governor) do(ctx, hard context.Context, call func(context.Context) error) error {
 	uncertain := false
 	for defects := 0; ; {
@@ -82,6 +91,8 @@ func (g *governor) do(ctx, hard context.Context, call func(context.Context) erro
 			if defects++; defects == maxDefects {
 				return err
 			}
+		case !verdict.again && err != nil && uncertain && status.Code(err) != codes.AlreadyExists:
+			return &errUnsure{err} // but that another call has its id is certain
 		case !verdict.again:
 			return err
 		case silent > maxOutage:

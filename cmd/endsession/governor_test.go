@@ -153,8 +153,13 @@ func TestGovernorAsksAgainAfterALostAnswer(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				fake := newFakeGateway()
-				fake.after = func(_ string, nth int) error {
-					if nth%3 == 0 {
+				var mu sync.Mutex
+				answered := map[string]bool{}
+				fake.after = func(user string, _ int) error {
+					mu.Lock()
+					defer mu.Unlock()
+					if !answered[user] {
+						answered[user] = true
 						return lost
 					}
 					return nil
@@ -244,4 +249,63 @@ func TestRoughly(t *testing.T) {
 			t.Errorf("%v is %q, want %q", d, got, want)
 		}
 	}
+}
+
+// TestBulkDoesNotTakeARefusalForTheFirstAnswer: whether a call was accepted whose answer was lost is not known from the
+// refusal of the next try.
+func TestBulkDoesNotTakeARefusalForTheFirstAnswer(t *testing.T) {
+	for name, refusal := range map[string]error{
+		"NotTheCallers": refusedWith(codes.PermissionDenied, "POLICY_DENIED", "the policy does not allow it"),
+		"WrongForAll":   refusedWith(codes.Unauthenticated, "UNAUTHENTICATED", "the key is not valid any more"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				fake := newFakeGateway()
+				fake.before = func(_ context.Context, _ string, nth int) error {
+					if nth > 1 {
+						return refusal
+					}
+					return nil
+				}
+				fake.after = func(string, int) error { return status.Error(codes.Unavailable, "connection reset") }
+				j := jobFor(t, fake, 1, 4)
+				ended := j.run(t.Context(), t.Context())
+				if got := j.count(); got.lost != 1 || got.sent != 1 || got.refused != 0 || len(fake.all) != 1 {
+					t.Errorf("%+v of %d invalidations", got, len(fake.all))
+				}
+				if wrong := wrongForAll(refusal); wrong != (ended != nil) {
+					t.Errorf("ended with %v", ended)
+				}
+			})
+		})
+	}
+}
+
+// TestBulkEndsThoughTheJournalIsAnother: a gateway that was set up anew knows nothing of what it accepted. The job begins
+// it there and sees that through.
+func TestBulkEndsThoughTheJournalIsAnother(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fake := newFakeGateway()
+		fake.becomes = func(string) endsessionv1.InvalidationState {
+			if fake.reads == 0 {
+				return endsessionv1.InvalidationState_INVALIDATION_STATE_RUNNING
+			}
+			return endsessionv1.InvalidationState_INVALIDATION_STATE_SUCCEEDED
+		}
+		fake.onRead = func(nth int) {
+			if nth == 1 {
+				clear(fake.byID)
+				fake.all = nil
+			}
+		}
+		j := jobFor(t, fake, 3, 4)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		if err := j.run(ctx, ctx); err != nil {
+			t.Error(err)
+		}
+		if got := j.count(); got.succeeded != 3 || got.running != 0 || len(fake.all) != 3 {
+			t.Errorf("%+v of %d invalidations", got, len(fake.all))
+		}
+	})
 }
