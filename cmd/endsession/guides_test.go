@@ -61,6 +61,7 @@ var guides = []guide{
 	{page: "docs/performance.md", world: somewhere},
 	{page: "docs/targets/checks.md", world: running},
 	{page: "docs/deploy.md", world: somewhere},
+	{page: "docs/terminal.md", world: running},
 }
 
 // notRun are the commands that no test carries out as they are printed, by how they begin, and why. It is kept short.
