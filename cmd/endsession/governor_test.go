@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -113,10 +114,10 @@ func TestGovernorWaitsOutAnOutage(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				fake := newFakeGateway()
 				began := time.Now()
-				silent := 0
+				var silent atomic.Int64
 				fake.before = func(_ context.Context, _ string, nth int) error {
 					if nth > 5 && time.Since(began) < test.outage {
-						silent++
+						silent.Add(1)
 						return status.Error(test.code, "connection refused")
 					}
 					return nil
@@ -127,8 +128,8 @@ func TestGovernorWaitsOutAnOutage(t *testing.T) {
 					t.Fatalf("%v, want %v", err, test.want)
 				}
 				// It keeps asking, but not all the time, and not with all its calls.
-				if silent < 20 || silent > 200 {
-					t.Errorf("%d calls in vain", silent)
+				if n := silent.Load(); n < 20 || n > 200 {
+					t.Errorf("%d calls in vain", n)
 				}
 				tally := j.count()
 				if test.want == nil && (tally.succeeded != 20 || len(fake.all) != 20) {

@@ -17,8 +17,9 @@ import (
 
 // contract is the OpenAPI document, to hold requests and answers to.
 type contract struct {
-	compiler *jsonschema.Compiler
-	paths    map[string]map[string]struct {
+	compiler  *jsonschema.Compiler
+	compiling sync.Mutex // the compiler is not for several at once
+	paths     map[string]map[string]struct {
 		RequestBody struct{ Content content }
 		Responses   map[string]struct {
 			Ref     string `json:"$ref"`
@@ -73,7 +74,9 @@ func (c *contract) validate(pointer []string, text string) error {
 	for i, p := range pointer {
 		pointer[i] = strings.ReplaceAll(strings.ReplaceAll(p, "~", "~0"), "/", "~1")
 	}
+	c.compiling.Lock()
 	schema, err := c.compiler.Compile("openapi.json#/" + strings.Join(pointer, "/"))
+	c.compiling.Unlock()
 	if err != nil {
 		return err
 	}
