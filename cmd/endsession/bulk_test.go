@@ -17,6 +17,7 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
 )
 
 // usersIn writes a users file into a directory of its own.
@@ -204,6 +205,58 @@ func TestBulkFromStandardInput(t *testing.T) {
 	c.run(t, "invalidate", "--users-file", "-", "--users-format", "csv", "--yes").mustExit(t, 0)
 	if got := fake.users(); !slices.Equal(got, []string{"alice", "bob", "carol"}) {
 		t.Errorf("ended the sessions of %v", got)
+	}
+}
+
+// TestBulkKnowsPeopleByTheirIDs: a job that is run again with its file in another order, or with others in it, begins
+// nothing anew for those who were accepted, and leaves nobody out.
+func TestBulkKnowsPeopleByTheirIDs(t *testing.T) {
+	t.Parallel()
+	fake := newFakeGateway()
+	c := fake.serve(t)
+	for _, step := range []struct {
+		text           string
+		replayed, made int
+	}{{"alice\nbob\ncarol\n", 0, 3}, {"# sorted\ncarol\ndave\nalice\n", 2, 4}, {"dave\nerin\n", 1, 5}} {
+		path := usersIn(t, "people.txt", step.text)
+		_, sum := summaryOf(t, c.run(t, "invalidate", "--users-file", path, "--yes", "--job", "x", "-o", "json").mustExit(t, 0).out)
+		if sum.Replayed != step.replayed || sum.Succeeded != sum.Users || len(fake.all) != step.made {
+			t.Errorf("%q: %+v, %d invalidations", step.text, sum, len(fake.all))
+		}
+	}
+	for _, id := range []string{"alice", "bob", "carol", "dave", "erin"} {
+		if req := fake.sent[requestID("x", id)]; req.GetSelector().GetUser().GetId() != id {
+			t.Errorf("under the request id of %s was sent %v", id, req)
+		}
+	}
+}
+
+// TestBulkSendsWhatWasAsked: each call has all criteria of the command line and of the file, the job's label and priority.
+func TestBulkSendsWhatWasAsked(t *testing.T) {
+	t.Parallel()
+	fake := newFakeGateway()
+	c := fake.serve(t)
+	path := usersIn(t, "people.csv", "id,email,uid,target_username:apm\nalice,a@corp.example,17,al\nbob,,,\n")
+	c.run(t, "invalidate", "--users-file", path, "--yes", "--job", "x", "--provider", "saml/okta", "--group", "vpn", "--target", "apm", "--target", "storage",
+		"--reason", "off-boarding", "--on-behalf-of", "helen", "--label", "ticket=INC-7", "--retry-for", "1h", "--allow-unsupported").mustExit(t, 0)
+	want := map[string]string{
+		"alice": `"user":{"id":"alice","email":"a@corp.example","attributes":{"uid":"17"},"targetUsernames":{"apm":{"usernames":["al"]}}}`,
+		"bob":   `"user":{"id":"bob"}`,
+	}
+	if len(fake.all) != len(want) {
+		t.Errorf("%d calls", len(fake.all))
+	}
+	for id, user := range want {
+		req := new(endsessionv1.InvalidateSessionsRequest)
+		text := `{"selector":{` + user + `,"provider":{"type":"saml","name":"okta"},"group":"vpn"},"targets":["apm","storage"],"reason":"off-boarding",` +
+			`"onBehalfOf":"helen","labels":{"ticket":"INC-7","job":"x"},"retryFor":"3600s","allowUnsupported":true,"priority":"PRIORITY_BULK",` +
+			`"waitTimeout":"0s","requestId":"` + requestID("x", id) + `"}`
+		if err := protojson.Unmarshal([]byte(text), req); err != nil {
+			t.Fatal(err)
+		}
+		if got := fake.sent[req.GetRequestId()]; !proto.Equal(got, req) {
+			t.Errorf("for %s was sent %v, want %v", id, got, req)
+		}
 	}
 }
 
