@@ -100,7 +100,11 @@ func (f failuresFile) write(columns []string, failures []failure) (err error) {
 		}
 	}()
 	w := csv.NewWriter(tmp)
-	_ = w.Write(slices.Concat(failureColumns, columns)) // Flush keeps the error
+	header := slices.Concat(failureColumns, columns)
+	for i := range header {
+		header[i] = guardCell(header[i])
+	}
+	_ = w.Write(header) // Flush keeps the error
 	for _, x := range failures {
 		record := slices.Concat([]string{x.person.user.GetId(), x.invalidation, x.target, x.state, x.reason, visible(x.message)}, x.person.cells)
 		for i := range record {

@@ -223,9 +223,12 @@ func (p *usersParser) csv(data []byte) {
 	skip := 0 // columns after the id that say nothing about the person
 	if len(header) >= len(failureColumns) && slices.Equal(header[:len(failureColumns)], failureColumns) {
 		skip = len(failureColumns) - 1
+		for i := range header {
+			header[i] = unguardCell(header[i])
+		}
 	}
 	id := slices.Index(header, "id")
-	if !p.header(line, header, id) {
+	if !p.header(line, header, id, skip) {
 		return
 	}
 	about := slices.Concat(header[:id], header[id+1+skip:])
@@ -257,8 +260,8 @@ func (p *usersParser) csv(data []byte) {
 	}
 }
 
-// header reports whether the columns make sense.
-func (p *usersParser) header(line int, header []string, id int) bool {
+// header reports whether the columns make sense. Some after the id may be skipped.
+func (p *usersParser) header(line int, header []string, id, skip int) bool {
 	before := p.n
 	if id < 0 {
 		hint := ""
@@ -268,23 +271,29 @@ func (p *usersParser) header(line int, header []string, id int) bool {
 		p.add(line, "no column is called id%s", hint)
 		return false
 	}
+	seen := map[string]bool{}
 	for i, name := range header {
+		if id < i && i <= id+skip {
+			continue
+		}
 		switch {
 		case name == "" || padded(name):
 			p.add(line, "column %d: the name is empty, or has white space around it: %s", i+1, excerpt(name))
-		case !strings.HasPrefix(name, targetColumn) && slices.Index(header, name) < i:
+		case !strings.HasPrefix(name, targetColumn) && seen[name]:
 			p.add(line, "column %d: %s is a column already", i+1, excerpt(name))
 		}
+		seen[name] = true
 	}
 	if p.n > before {
 		return false
 	}
 	// What is wrong with the columns themselves is wrong on every line; it is told once.
 	var values []string
-	for i := range len(header) - 1 {
+	about := slices.Concat(header[:id], header[id+1+skip:])
+	for i := range about {
 		values = append(values, fmt.Sprint("x", i))
 	}
-	user, err := personOf("x", slices.Concat(header[:id], header[id+1:]), values)
+	user, err := personOf("x", about, values)
 	if err != nil {
 		p.add(line, "%v", err)
 		return false

@@ -224,6 +224,34 @@ func TestFailuresFile(t *testing.T) {
 	}
 }
 
+// TestFailuresFileWithAnyColumns: whatever the columns of the users file are called, the failures file is a users file, and
+// no formula.
+func TestFailuresFileWithAnyColumns(t *testing.T) {
+	header, row := "id,state,reason,=1+1,'@x", "alice,a,b,c,d"
+	for i := range 58 { // with those, as many attributes as there may be
+		header, row = header+fmt.Sprint(",c", i), row+",x"
+	}
+	people, err := parseUsers("people", usersCSV, []byte(header+",target,message\n"+row+",e,f\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := failuresFile{filepath.Join(t.TempDir(), "job.failures.csv")}
+	if err := f.write(people.columns, []failure{{person: people.people[0], state: "NOT_ACCEPTED"}}); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(f.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := parseUsers(f.path, usersCSV, text)
+	if err != nil || len(again.people) != 1 || !proto.Equal(again.people[0].user, people.people[0].user) || !slices.Equal(again.columns, people.columns) {
+		t.Errorf("read %v, %v; want %v", again.people, err, people.people)
+	}
+	if bytes.Contains(text, []byte(",=")) {
+		t.Errorf("a spreadsheet finds a formula in %s", text)
+	}
+}
+
 // TestFailuresReplaceNothingElse: what was not written by the command is left alone.
 func TestFailuresReplaceNothingElse(t *testing.T) {
 	dir := t.TempDir()
