@@ -342,6 +342,38 @@ func TestBulkGoesOnWithTheOthers(t *testing.T) {
 	}
 }
 
+// TestBulkCounts: each state is counted as what it is, once, and a count that may be short makes the sum one.
+func TestBulkCounts(t *testing.T) {
+	file, err := parseUsers("people", usersText, []byte(lines(numbered(7))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	j := newBulkJob("job", &endsessionv1.InvalidateSessionsRequest{}, file.people)
+	settled := 0
+	j.settled = func(*entry) { settled++ }
+	for i, inv := range []*endsessionv1.Invalidation{
+		{State: endsessionv1.InvalidationState_INVALIDATION_STATE_RUNNING, InvalidatedCount: proto.Int32(1)},
+		{State: 99, InvalidatedCount: proto.Int32(1)}, // which this program does not know
+		{State: endsessionv1.InvalidationState_INVALIDATION_STATE_PARTIALLY_SUCCEEDED, InvalidatedCount: proto.Int32(2), CountIsMinimum: true},
+		{State: endsessionv1.InvalidationState_INVALIDATION_STATE_FAILED, InvalidatedCount: proto.Int32(4)},
+		{State: endsessionv1.InvalidationState_INVALIDATION_STATE_CANCELLED},
+		{State: endsessionv1.InvalidationState_INVALIDATION_STATE_SUCCEEDED, InvalidatedCount: proto.Int32(0)},
+		{State: endsessionv1.InvalidationState_INVALIDATION_STATE_SUCCEEDED, InvalidatedCount: proto.Int32(8)},
+	} {
+		inv.Name = fmt.Sprint("invalidations/", i)
+		j.entries[i].standing, j.open[inv.Name] = accepted, j.entries[i]
+		j.tally.sent++
+		j.tally.running++
+		for range 2 {
+			j.note(inv)
+		}
+	}
+	want := bulkTally{total: 7, sent: 7, succeeded: 2, partial: 1, failed: 1, cancelled: 1, running: 2, sessions: 14, minimum: true, nothing: 1, nothingNamed: []string{"user-00005"}}
+	if got := j.count(); fmt.Sprint(got) != fmt.Sprint(want) || settled != 5 {
+		t.Errorf("got %+v, want %+v; %d settled", got, want, settled)
+	}
+}
+
 // TestBulkKeepsFailuresItHasNotLookedAtAgain: a run that is stopped before it knows anything takes no failures away.
 func TestBulkKeepsFailuresItHasNotLookedAtAgain(t *testing.T) {
 	t.Parallel()
