@@ -255,26 +255,40 @@ func TestRoughly(t *testing.T) {
 // TestBulkDoesNotTakeARefusalForTheFirstAnswer: whether a call was accepted whose answer was lost is not known from the
 // refusal of the next try.
 func TestBulkDoesNotTakeARefusalForTheFirstAnswer(t *testing.T) {
-	for name, refusal := range map[string]error{
-		"NotTheCallers": refusedWith(codes.PermissionDenied, "POLICY_DENIED", "the policy does not allow it"),
-		"WrongForAll":   refusedWith(codes.Unauthenticated, "UNAUTHENTICATED", "the key is not valid any more"),
+	denied := refusedWith(codes.PermissionDenied, "POLICY_DENIED", "the policy does not allow it")
+	reset := status.Error(codes.Unavailable, "connection reset")
+	for name, test := range map[string]struct {
+		first, second error
+		lost, refused int
+	}{
+		"NotTheCallers":     {reset, denied, 1, 0},
+		"WrongForAll":       {reset, refusedWith(codes.Unauthenticated, "UNAUTHENTICATED", "the key is not valid any more"), 1, 0},
+		"Deadline":          {status.Error(codes.DeadlineExceeded, "late"), denied, 1, 0},
+		"Defect":            {refusedWith(codes.Internal, "INTERNAL", "internal error"), denied, 1, 0},
+		"AcceptanceUnknown": {refusedWith(codes.Unavailable, "ACCEPTANCE_UNKNOWN", "it may have been accepted"), denied, 1, 0},
+		"NotAccepted":       {refusedWith(codes.Unavailable, "NOT_ACCEPTED", "the journal is not available"), denied, 0, 1},
+		"Limited":           {refusedWith(codes.ResourceExhausted, "RATE_LIMITED", "too often"), denied, 0, 1},
+		"AnotherCallHasIt":  {reset, refusedWith(codes.AlreadyExists, "REQUEST_ID_REUSED", "used for another"), 0, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				fake := newFakeGateway()
 				fake.before = func(_ context.Context, _ string, nth int) error {
 					if nth > 1 {
-						return refusal
+						return test.second
 					}
 					return nil
 				}
-				fake.after = func(string, int) error { return status.Error(codes.Unavailable, "connection reset") }
+				fake.after = func(string, int) error { return test.first }
 				j := jobFor(t, fake, 1, 4)
 				ended := j.run(t.Context(), t.Context())
-				if got := j.count(); got.lost != 1 || got.sent != 1 || got.refused != 0 || len(fake.all) != 1 {
-					t.Errorf("%+v of %d invalidations", got, len(fake.all))
+				if got := j.count(); got.lost != test.lost || got.refused != test.refused || got.sent != 1 {
+					t.Errorf("%+v", got)
 				}
-				if wrong := wrongForAll(refusal); wrong != (ended != nil) {
+				if reason, _ := refusalOf(j.entries[0].err); reason == "" {
+					t.Errorf("it is not said why: %v", j.entries[0].err)
+				}
+				if wrong := wrongForAll(test.second); wrong != (ended != nil) {
 					t.Errorf("ended with %v", ended)
 				}
 			})
