@@ -14,8 +14,9 @@ GO ?= go
 BUF := $(GO) tool buf
 # golangci-lint has a go.mod of its own: its hundreds of modules shall not take part in choosing the service's versions.
 GOLANGCI := $(GO) tool -modfile=lint.mod golangci-lint
-# Two packages at a time: several of them start databases and emulators.
-TESTFLAGS ?= -p 2 -parallel 4 -timeout 20m
+# Two packages at a time: several of them start databases and emulators, and some build programs, which takes its time where nothing
+# was built before.
+TESTFLAGS ?= -p 2 -parallel 4 -timeout 45m
 FUZZTIME ?= 30s
 # How long the fault campaign is, and the seed to begin with (empty: a fresh one). MINUTES, if given, ends each part early.
 SCHEDULES ?= 2000
