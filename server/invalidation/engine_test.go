@@ -1120,3 +1120,16 @@ func TestARepeatedCallIsAnsweredThoughItWouldBeRefusedNow(t *testing.T) {
 		wantCallError(t, err, invalidation.InvalidArgument, invalidation.ReasonUnknownTarget)
 	})
 }
+
+// TestEngineClosesTwice: whoever cleans up after a failed start and whoever shuts down may both close it.
+func TestEngineClosesTwice(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, "a")
+		f.start(nil)
+		f.invalidate(user("alice"), time.Minute)
+		if err := f.engine.Close(t.Context()); err != nil {
+			t.Error(err)
+		}
+		f.stop(time.Minute)
+	})
+}

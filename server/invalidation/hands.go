@@ -9,8 +9,9 @@ import (
 // one, too, if there is one soon. A new one would have to grow its own.
 type hands struct {
 	idle chan func()
-	done chan struct{}
 	busy sync.WaitGroup
+	done chan struct{} // closed when nobody is needed any more
+	once sync.Once
 }
 
 // resting is how long a goroutine waits for more to do.
@@ -49,8 +50,8 @@ func (h *hands) finish(f func()) {
 	f()
 }
 
-// wait returns when all is done that was asked for; nothing may be asked for any more.
+// wait returns when all is done that was asked for, and sends those home who would wait for more.
 func (h *hands) wait() {
 	h.busy.Wait()
-	close(h.done)
+	h.once.Do(func() { close(h.done) })
 }
