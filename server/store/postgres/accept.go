@@ -2,81 +2,103 @@ package postgres
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/endsession/endsession/server/invalidation"
 	"github.com/jackc/pgx/v5"
 )
 
-// acceptInvalidation inserts everything or, if the request key is taken, nothing and no row.
-var acceptInvalidation = `WITH inv AS (
-  INSERT INTO invalidations (id, state, revision, unfinished, succeeded, failed, unsupported, cancelled, runs_complete_time,
-    allow_unsupported, priority, create_time, complete_time, caller_kind, caller_name, request_id, request_digest, user_id, retry_of, selector, call, facts)
-  VALUES ($1, $2, 1, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19::text::json, $20::text::json, $48::text::json)
+var (
+	invalidationTable = columns{{"id", "text"}, {"state", "text"}, {"unfinished", "int"}, {"succeeded", "int"}, {"failed", "int"},
+		{"unsupported", "int"}, {"cancelled", "int"}, {"runs_complete_time", "timestamptz"}, {"allow_unsupported", "bool"}, {"priority", "smallint"},
+		{"create_time", "timestamptz"}, {"complete_time", "timestamptz"}, {"caller_kind", "text"}, {"caller_name", "text"}, {"request_id", "text"},
+		{"request_digest", "bytea"}, {"user_id", "text"}, {"retry_of", "text"}, {"selector", "json"}, {"call", "json"}, {"facts", "json"}}
+
+	labelTable = columns{{"key", "text"}, {"value", "text"}, {"invalidation_id", "text"}}
+
+	// What is true of a run from its acceptance on, and its lease; then come outcomeColumns.
+	runTable = append(columns{{"invalidation_id", "text"}, {"idx", "int"}, {"target", "text"}, {"kind", "text"}, {"fingerprint", "text"},
+		{"priority", "smallint"}, {"expire_time", "timestamptz"}, {"lease_owner", "text"}, {"lease_token", "bigint"}, {"lease_until", "interval"},
+		{"lease_from", "text"}}, outcomeColumns...)
+
+	// insertInvalidations fails if a request id is taken.
+	insertInvalidations = `WITH i AS (
+  INSERT INTO invalidations (revision, ` + invalidationTable.names("") + `)
+  SELECT 1, ` + invalidationTable.names("a.") + ` FROM ` + invalidationTable.unnest(1) + ` AS a (` + invalidationTable.names("") + `)
   ON CONFLICT (caller_kind, caller_name, request_id) WHERE request_id IS NOT NULL DO NOTHING
   RETURNING id
-), label AS (
-  INSERT INTO labels (key, value, invalidation_id)
-  SELECT l.key, l.value, inv.id FROM inv, unnest($21::text[], $22::text[]) AS l (key, value)
-), run AS (
-  INSERT INTO runs (invalidation_id, idx, target, kind, fingerprint, priority, expire_time,
-    lease_owner, lease_token, lease_until, lease_from,
-    state, open, attempts, next_attempt_time, start_time, complete_time, counted, count, count_is_minimum, verification,
-    sessions_truncated, operation, error, retry, resume, covered, warnings, sessions, selector, terms)
-  SELECT inv.id, r.n - 1, r.target, r.kind, r.fingerprint, $10::smallint, r.expire_time,
-    CASE WHEN r.begun THEN $23::text END, r.begun::int,
-    CASE WHEN r.begun THEN statement_timestamp() + $24::interval END, CASE WHEN r.begun THEN 'PENDING' END,
-    r.state, r.begun, r.begun::int, r.next_attempt_time, CASE WHEN r.begun THEN statement_timestamp() ELSE r.start_time END,
-    r.complete_time, r.counted, r.count, r.count_is_minimum, r.verification,
-    r.sessions_truncated, r.operation::json, r.error::json, r.retry::json, r.resume::json, r.covered::json, r.warnings::json, r.sessions::json, r.selector::json, r.terms::json
-  FROM inv, unnest($25::text[], $26::text[], $27::text[], $28::timestamptz[], $29::bool[], $30::text[], $31::timestamptz[], $32::timestamptz[],
-      $33::timestamptz[], $34::bool[], $35::bigint[], $36::bool[], $37::text[], $38::bool[], $39::text[], $40::text[], $41::text[], $42::text[],
-      $43::text[], $44::text[], $45::text[], $46::text[], $47::text[])
-    WITH ORDINALITY AS r (target, kind, fingerprint, expire_time, begun, state, next_attempt_time, start_time,
-      complete_time, counted, count, count_is_minimum, verification, sessions_truncated, operation, error, retry, resume,
-      covered, warnings, sessions, selector, terms, n)
-), event AS (
-  ` + insertEvents(49, "inv,") + `
 )
-SELECT statement_timestamp(), statement_timestamp() + $24::interval FROM inv`
+SELECT now(), CASE WHEN (SELECT count(*) FROM i) <> cardinality($1) THEN
+  blame(ARRAY(SELECT a.n FROM unnest($1) WITH ORDINALITY AS a (id, n) WHERE a.id NOT IN (SELECT id FROM i))) END`
+
+	insertLabels = `INSERT INTO labels (` + labelTable.names("") + `) SELECT ` + labelTable.names("a.") + `
+FROM ` + labelTable.unnest(1) + ` AS a (` + labelTable.names("") + `)`
+
+	// insertRuns leases those that have an owner.
+	insertRuns = func() string {
+		values := strings.NewReplacer(
+			"a.lease_until", "now() + a.lease_until",
+			"a.start_time", "CASE WHEN a.lease_owner IS NULL THEN a.start_time ELSE now() END",
+		).Replace(runTable.names("a."))
+		return `INSERT INTO runs (` + runTable.names("") + `) SELECT ` + values + `
+FROM ` + runTable.unnest(1) + ` AS a (` + runTable.names("") + `)`
+	}()
+)
+
+// errReplayed says that a request id stands for an invalidation that was found.
+var errReplayed = errors.New("replayed")
 
 const selectRequest = `SELECT id, request_digest FROM invalidations WHERE caller_kind = $1 AND caller_name = $2 AND request_id = $3`
 
-// acceptance is an [invalidation.Acceptance] in the words of acceptInvalidation.
+// acceptance is an [invalidation.Acceptance] in the words of the tables.
 type acceptance struct {
 	invalidation.Acceptance
-	inv   invalidation.Invalidation // as it will be, but for the database's clock
-	start []bool                    // by run
-	args  []any                     // without the events
+	inv          invalidation.Invalidation // as it will be, but for the database's clock
+	start        []bool                    // by run
+	row          []any
+	labels, runs [][]any
+
+	at time.Time // the database's clock, once it is accepted
 }
 
 // Accept journals a new invalidation. If the answer is lost, it looks for it.
 func (s *Store) Accept(ctx context.Context, a invalidation.Acceptance) (invalidation.Invalidation, bool, []invalidation.Lease, error) {
-	p, err := prepareAcceptance(a)
-	if err != nil {
-		return invalidation.Invalidation{}, false, nil, fmt.Errorf("accept: %w", err)
-	}
-	var (
-		inv      invalidation.Invalidation
-		leases   []invalidation.Lease
-		replayed bool
-	)
-	err = s.change(ctx, func(ctx context.Context, t *tx) (err error) {
-		inv, replayed, leases, err = p.accept(ctx, t)
-		return err
-	})
-	var lost *lostError
-	if errors.As(err, &lost) {
-		inv, leases, err = s.settle(ctx, p, lost)
-	}
+	inv, replayed, leases, err := s.accept(ctx, a)
 	if err != nil {
 		return invalidation.Invalidation{}, false, nil, fmt.Errorf("accept: %w", err)
 	}
 	return inv, replayed, leases, nil
+}
+
+func (s *Store) accept(ctx context.Context, a invalidation.Acceptance) (inv invalidation.Invalidation, replayed bool, leases []invalidation.Lease, err error) {
+	p, err := prepareAcceptance(a)
+	if err != nil {
+		return inv, false, nil, err
+	}
+	err = s.make(ctx, &part{acceptance: p, events: a.Events}, func(ctx context.Context, c *pgx.Conn) (err error) {
+		inv, err = replay(ctx, c, p.inv.Caller, p.RequestID, p.Digest)
+		if errors.Is(err, pgx.ErrNoRows) || errors.Is(err, invalidation.ErrNotFound) {
+			return nil // it was pruned this very moment, or has not come to be
+		}
+		replayed = err == nil
+		return cmp.Or(err, errReplayed)
+	})
+	var lost *lostError
+	switch {
+	case errors.As(err, &lost):
+		inv, leases, err = s.settle(ctx, p, lost)
+	case errors.Is(err, errReplayed):
+		return inv, true, nil, nil
+	case err == nil:
+		inv, leases = p.accepted()
+	}
+	return inv, false, leases, err
 }
 
 func prepareAcceptance(a invalidation.Acceptance) (*acceptance, error) {
@@ -126,97 +148,71 @@ func prepareAcceptance(a invalidation.Acceptance) (*acceptance, error) {
 	e := &encoder{}
 	call := inv.Call
 	call.Selector = invalidation.Selector{}
-	var user *string
+	var user, digest any
 	if u := inv.Call.Selector.User; u != nil {
-		id := e.text(u.ID)
-		user = &id
+		user = e.text(u.ID)
 	}
-	var digest []byte
 	if p.RequestID != "" {
 		digest = append([]byte{}, p.Digest...)
 	}
-	keys, values := []string{}, []string{}
+	p.row = []any{e.text(inv.ID), string(inv.State), int32(unfinished), int32(count[invalidation.RunSucceeded]), int32(count[invalidation.RunFailed]),
+		int32(count[invalidation.RunUnsupported]), int32(count[invalidation.RunCancelled]), e.time(lastRun), inv.Call.AllowUnsupported, int16(inv.Call.Priority),
+		inv.CreateTime, e.time(inv.CompleteTime), e.text(inv.Caller.Kind), e.text(inv.Caller.Name), e.orNull(p.RequestID),
+		digest, user, e.orNull(inv.RetryOf), e.json(inv.Call.Selector, true), e.json(call, true), e.json(inv.Caller.Facts, inv.Caller.Facts != nil)}
 	for k, v := range inv.Call.Labels {
-		keys, values = append(keys, e.text(k)), append(values, e.text(v))
+		p.labels = append(p.labels, []any{e.text(k), e.text(v), inv.ID})
 	}
-	p.args = []any{e.text(inv.ID), string(inv.State), unfinished, count[invalidation.RunSucceeded], count[invalidation.RunFailed],
-		count[invalidation.RunUnsupported], count[invalidation.RunCancelled], e.time(lastRun),
-		inv.Call.AllowUnsupported, int16(inv.Call.Priority), inv.CreateTime, e.time(inv.CompleteTime),
-		e.text(inv.Caller.Kind), e.text(inv.Caller.Name), e.orNull(p.RequestID), digest, user, e.orNull(inv.RetryOf),
-		e.json(inv.Call.Selector, true), e.json(call, true), keys, values, e.text(p.Owner), p.LeaseLength}
-	p.args = append(p.args, e.runs(inv.Runs, p.start)...)
-	p.args = append(p.args, e.json(inv.Caller.Facts, inv.Caller.Facts != nil))
+	for i, r := range inv.Runs {
+		var owner, length, from any
+		var token int64
+		if p.start[i] {
+			owner, length, from, token = e.text(p.Owner), p.LeaseLength, "PENDING", 1
+		}
+		p.runs = append(p.runs, append([]any{inv.ID, int32(i), e.text(r.Target), e.text(r.Kind), e.text(r.Fingerprint), int16(inv.Call.Priority),
+			r.ExpireTime, owner, token, length, from}, e.outcome(r)...))
+	}
 	e.events(a.Events)
 	return p, e.err
 }
 
-// runs are the runs as arrays, a column each.
-func (e *encoder) runs(runs []invalidation.Run, start []bool) []any {
-	n := len(runs)
-	var (
-		targets, kinds, fingerprints, states                                   = make([]string, n), make([]string, n), make([]string, n), make([]string, n)
-		expire, next, started, complete                                        = make([]*time.Time, n), make([]*time.Time, n), make([]*time.Time, n), make([]*time.Time, n)
-		counted, minimum, truncated                                            = make([]bool, n), make([]bool, n), make([]bool, n)
-		counts                                                                 = make([]int64, n)
-		verification, operation, errs, retry, resume, covered, warns, sess, by = make([]*string, n), make([]*string, n), make([]*string, n), make([]*string, n), make([]*string, n), make([]*string, n), make([]*string, n), make([]*string, n), make([]*string, n)
-		terms                                                                  = make([]*string, n)
-	)
-	for i, r := range runs {
-		o := e.outcome(r)
-		targets[i], kinds[i], fingerprints[i], states[i] = e.text(r.Target), e.text(r.Kind), e.text(r.Fingerprint), o.state
-		expire[i], next[i], started[i], complete[i] = new(r.ExpireTime), o.next, o.start, o.complete
-		counted[i], minimum[i], truncated[i], counts[i] = o.counted, o.minimum, o.truncated, o.count
-		verification[i], operation[i], errs[i], retry[i], resume[i] = o.verification, o.operation, o.err, o.retry, o.resume
-		covered[i], warns[i], sess[i], by[i], terms[i] = o.covered, o.warnings, o.sessions, o.runSelector, o.terms
+// queueAcceptances returns what is to be done once the transaction is durable.
+func queueAcceptances(b *pgx.Batch, parts []*part) (committed func(*tx)) {
+	var rows, labels, runs [][]any
+	for _, p := range parts {
+		a := p.acceptance
+		rows, labels, runs = append(rows, a.row), append(labels, a.labels...), append(runs, a.runs...)
 	}
-	return []any{targets, kinds, fingerprints, expire, start, states, next, started, complete, counted, counts, minimum, verification,
-		truncated, operation, errs, retry, resume, covered, warns, sess, by, terms}
-}
-
-func (p *acceptance) accept(ctx context.Context, t *tx) (invalidation.Invalidation, bool, []invalidation.Lease, error) {
-	log, err := t.audit(p.Events)
-	if err != nil {
-		return invalidation.Invalidation{}, false, nil, err
+	var at time.Time
+	if len(rows) > 0 {
+		b.Queue(insertInvalidations, invalidationTable.args(rows)...).QueryRow(func(r pgx.Row) error { return r.Scan(&at, nil) })
 	}
-	args := append(slices.Clone(p.args), log...)
-	for {
-		var now, until time.Time
-		err := t.QueryRow(ctx, acceptInvalidation, args...).Scan(&now, &until)
-		if err == nil {
-			t.appended = len(p.Events)
-			t.touch(p.inv.ID, p.inv.Revision)
-			inv, leases := p.accepted(now, until)
-			return inv, false, leases, nil
-		}
-		if !errors.Is(err, pgx.ErrNoRows) {
-			return invalidation.Invalidation{}, false, nil, err
-		}
-		// The request id is taken: by an invalidation that is there, unless it was pruned this very moment.
-		inv, err := p.replay(ctx, t)
-		if !errors.Is(err, pgx.ErrNoRows) && !errors.Is(err, invalidation.ErrNotFound) {
-			return inv, true, nil, err
+	if len(labels) > 0 {
+		b.Queue(insertLabels, labelTable.args(labels)...)
+	}
+	if len(runs) > 0 {
+		b.Queue(insertRuns, runTable.args(runs)...)
+	}
+	return func(t *tx) {
+		for _, p := range parts {
+			p.acceptance.at = at.UTC()
+			t.touch(p.acceptance.inv.ID, p.acceptance.inv.Revision)
 		}
 	}
 }
 
-// accepted is what the transaction has made, at a moment of the database's clock.
-func (p *acceptance) accepted(now, until time.Time) (invalidation.Invalidation, []invalidation.Lease) {
+// accepted is what the transaction has made.
+func (p *acceptance) accepted() (invalidation.Invalidation, []invalidation.Lease) {
 	inv := p.inv
 	inv.Runs = slices.Clone(p.inv.Runs)
 	var leases []invalidation.Lease
 	for i := range inv.Runs {
 		if p.start[i] {
-			inv.Runs[i].StartTime = now.UTC()
-			leases = append(leases, invalidation.Lease{InvalidationID: inv.ID, Run: i, Owner: p.Owner, Token: 1, Until: until.UTC()})
+			inv.Runs[i].StartTime = p.at
+			leases = append(leases, invalidation.Lease{InvalidationID: inv.ID, Run: i, Owner: p.Owner, Token: 1,
+				Until: p.at.Add(p.LeaseLength.Truncate(time.Microsecond))})
 		}
 	}
 	return inv, leases
-}
-
-// replay returns the invalidation that the caller's request id stands for already.
-func (p *acceptance) replay(ctx context.Context, t *tx) (invalidation.Invalidation, error) {
-	t.mayCommit = false
-	return replay(ctx, t.Conn, p.inv.Caller, p.RequestID, p.Digest)
 }
 
 // replay looks a request id up; pgx.ErrNoRows if it stands for nothing.

@@ -54,15 +54,16 @@ ON CONFLICT (chain) DO UPDATE SET seq = $2, hash = $3, chain_key = $4, time = $5
 	deletePrefix = `DELETE FROM audit WHERE chain = $1 AND seq <= $2`
 )
 
-var appendEvents = insertEvents(1, "")
+var eventColumns = columns{{"time", "timestamptz"}, {"type", "text"}, {"caller_kind", "text"}, {"caller_name", "text"}, {"invalidation_id", "text"},
+	{"target", "text"}, {"data", "json"}, {"prev_hash", "bytea"}, {"hash", "bytea"}}
 
-// insertEvents appends what [tx.audit] returns, whose parameters begin at $n, once for the row that from yields.
-func insertEvents(n int, from string) string {
-	return fmt.Sprintf(`INSERT INTO audit (chain, seq, time, type, caller_kind, caller_name, invalidation_id, target, data, prev_hash, hash)
-  SELECT $%d::text, $%d::bigint + e.n, e.time, e.type, e.kind, e.name, e.id, e.target, e.data::json, e.prev, e.hash
-  FROM %s unnest($%d::timestamptz[], $%d::text[], $%d::text[], $%d::text[], $%d::text[], $%d::text[], $%d::text[], $%d::bytea[], $%d::bytea[])
-    WITH ORDINALITY AS e (time, type, kind, name, id, target, data, prev, hash, n)`,
-		n, n+1, from, n+2, n+3, n+4, n+5, n+6, n+7, n+8, n+9, n+10)
+var appendEvents = insertEvents(1)
+
+// insertEvents appends what [tx.audit] returns, whose parameters begin at $n.
+func insertEvents(n int) string {
+	return fmt.Sprintf(`INSERT INTO audit (chain, seq, %[1]s)
+  SELECT $%[2]d::text, $%[3]d::bigint + e.n, %[4]s FROM %[5]s WITH ORDINALITY AS e (%[1]s, n)`,
+		eventColumns.names(""), n, n+1, eventColumns.names("e."), eventColumns.unnest(n+2))
 }
 
 // How often a process links its chains to the others: after this time, and after so many events of its own.
@@ -214,33 +215,23 @@ func (t *tx) audit(events []invalidation.Event) ([]any, error) {
 			events = append([]invalidation.Event{t.chain.Opening(time.Now())}, events...)
 		}
 	}
-	n := len(events)
-	var (
-		chain                 string
-		after                 int64
-		times                 = make([]time.Time, n)
-		types, kinds, names   = make([]string, n), make([]string, n), make([]string, n)
-		ids, targets, details = make([]*string, n), make([]*string, n), make([]*string, n)
-		prevs, hashes         = make([][]byte, n), make([][]byte, n)
-	)
+	var chain string
+	var after int64
+	var e encoder
+	rows := make([][]any, len(events))
 	for i := range events {
-		e := &events[i]
-		seq, prev, hash := t.chain.Append(e)
+		x := &events[i]
+		seq, prev, hash := t.chain.Append(x)
 		if i == 0 {
 			chain, after = t.chain.ID(), seq-1
 		}
-		times[i], types[i], kinds[i], names[i] = invalidation.Moment(e.Time), e.Type, e.Caller.Kind, e.Caller.Name
-		ids[i], targets[i], details[i] = orNil(e.InvalidationID), orNil(e.Target), orNil(string(e.Data))
-		prevs[i], hashes[i] = prev[:], hash[:]
+		var data any
+		if len(x.Data) > 0 {
+			data = []byte(x.Data)
+		}
+		rows[i] = []any{invalidation.Moment(x.Time), x.Type, x.Caller.Kind, x.Caller.Name, e.orNull(x.InvalidationID), e.orNull(x.Target), data, prev[:], hash[:]}
 	}
-	return []any{chain, after, times, types, kinds, names, ids, targets, details, prevs, hashes}, nil
-}
-
-func orNil(s string) *string {
-	if s == "" {
-		return nil
-	}
-	return &s
+	return append([]any{chain, after}, eventColumns.args(rows)...), nil
 }
 
 // events looks for what cannot be kept.

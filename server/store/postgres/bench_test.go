@@ -3,6 +3,7 @@ package postgres_test
 import (
 	"context"
 	"fmt"
+	"syscall"
 	"testing"
 	"time"
 
@@ -21,9 +22,9 @@ func BenchmarkAcceptAndRecord(b *testing.B) {
 		b.Run(fmt.Sprintf("callers=%d", callers), func(b *testing.B) {
 			s := openWith(b, postgres.Options{DSN: c.DSN(c.Schema(b))})
 			b.ReportAllocs()
-			b.SetParallelism(callers)
 			work := make(chan struct{})
 			errs := make(chan error, callers)
+			server, process := c.CPU(), ownCPU(b)
 			b.ResetTimer()
 			for range callers {
 				go func() {
@@ -45,8 +46,22 @@ func BenchmarkAcceptAndRecord(b *testing.B) {
 					b.Fatal(err)
 				}
 			}
+			b.ReportMetric(perOp(b, ownCPU(b)-process), "cpu-µs/op")
+			b.ReportMetric(perOp(b, c.CPU()-server), "server-cpu-µs/op")
 		})
 	}
+}
+
+func perOp(b *testing.B, d time.Duration) float64 { return float64(d.Microseconds()) / float64(b.N) }
+
+// ownCPU is the processor time of this process, which is the store's and the callers'.
+func ownCPU(b *testing.B) time.Duration {
+	b.Helper()
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // serve journals one call with three targets, each answered by a goroutine of its own, as the engine does.

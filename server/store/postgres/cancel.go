@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/endsession/endsession/server/invalidation"
@@ -14,9 +15,6 @@ const (
 	lockRuns = `SELECT r.idx FROM runs AS r WHERE r.invalidation_id = $1 AND r.complete_time IS NULL ORDER BY r.idx FOR NO KEY UPDATE`
 
 	lockInvalidation = `SELECT 1 FROM invalidations WHERE id = $1 FOR NO KEY UPDATE`
-
-	// cancelRun counts each run by itself; only the last raises the revision for good, see Cancel.
-	cancelRun = `UPDATE runs SET lease_owner = NULL, lease_until = NULL, lease_from = NULL, ` + setOutcome + ` WHERE invalidation_id = $21 AND idx = $22`
 
 	finishInvalidation = `UPDATE invalidations SET revision = $2, state = $3, complete_time = $4, runs_complete_time = $4,
   unfinished = 0, cancelled = cancelled + unfinished WHERE id = $1`
@@ -36,14 +34,17 @@ DELETE FROM invalidations WHERE id = ANY (ARRAY(SELECT id FROM i))`
 )
 
 var (
+	cancelRun = `UPDATE runs SET lease_owner = NULL, lease_until = NULL, lease_from = NULL, ` +
+		outcomeColumns.set(func(i int) string { return "$" + strconv.Itoa(i+1) }) + ` WHERE invalidation_id = $21 AND idx = $22`
+
 	pauseTarget = `WITH pause AS (
   ` + upsertPause + `
-) ` + insertEvents(6, "")
+) ` + insertEvents(6)
 
 	resumeTarget = `WITH pause AS (
   DELETE FROM target_pauses WHERE target = $1 RETURNING target
 ), event AS (
-  ` + insertEvents(2, "") + `
+  ` + insertEvents(2) + `
 ) SELECT count(*) FROM pause`
 )
 
@@ -102,7 +103,7 @@ func cancel(ctx context.Context, t *tx, id string, at time.Time, events []invali
 		for i, r := range inv.Runs {
 			if !r.State.Final() {
 				r = invalidation.CancelRun(r, at).Kept(now)
-				b.Queue(cancelRun, append(e.outcome(r).args(), id, i)...)
+				b.Queue(cancelRun, append(e.outcome(r), id, i)...)
 			}
 			if r.CompleteTime.After(inv.CompleteTime) {
 				inv.CompleteTime = r.CompleteTime

@@ -16,6 +16,8 @@ const (
 	stalePlan = "0A000"
 	// refused is ours: a trigger of the schema refuses a change.
 	refused = "ES001"
+	// notAll is ours: function blame of the schema says which changes of a flight cannot be made.
+	notAll = "ES002"
 )
 
 var (
@@ -36,7 +38,7 @@ func state(err error) string {
 // failure turns an error of the driver into one of ours, by its code. What is ours already stays as it is.
 func failure(err error) error {
 	for _, ours := range []error{nil, invalidation.ErrUnavailable, invalidation.ErrCommitUnknown, invalidation.ErrNotFound,
-		invalidation.ErrRequestReused, invalidation.ErrLeaseLost, invalidation.ErrIllegalTransition, invalidation.ErrFinal, errText} {
+		invalidation.ErrRequestReused, invalidation.ErrLeaseLost, invalidation.ErrIllegalTransition, invalidation.ErrFinal, errText, errRefused, errReplayed} {
 		if errors.Is(err, ours) {
 			return err
 		}

@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"io/fs"
+	"strings"
 
 	"github.com/endsession/endsession/adapters/secret"
 	"github.com/endsession/endsession/server/invalidation"
@@ -46,7 +47,11 @@ var Statements = map[string]struct {
 	"unfinished":        {selectUnfinished, ``},
 	"lock runs":         {lockRuns, `'a'`},
 	"prune":             {deleteCompleted, `'2020-01-01', 100`},
-	"record":            {recordRun, `'SUCCEEDED', false, 1, NULL, '2020-01-01', '2020-01-01', true, 1, false, NULL, false, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 'a', 0, 'me', 1, '{RUNNING}', 'c', 1, '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}'`},
+	"accept":            {insertInvalidations, nulls(invalidationTable)},
+	"accept runs":       {insertRuns, nulls(runTable)},
+	"accept labels":     {insertLabels, nulls(labelTable)},
+	"record":            {recordRuns, nulls(answerColumns) + ", 0"},
+	"count":             {countRuns, nulls(sumColumns)},
 	"lock invalidation": {lockInvalidation, `'a'`},
 	"tips":              {selectTips, ``},
 	"last link":         {selectLastLink, `'k'`},
@@ -61,3 +66,6 @@ var StateOf = stateOf("i.succeeded", "i.failed", "i.unsupported", "i.cancelled")
 
 // Link links the chains now.
 func (s *Store) Link(ctx context.Context) error { return s.link(ctx) }
+
+// nulls is a row without anything in it.
+func nulls(c columns) string { return strings.Repeat(", '{NULL}'", len(c))[2:] }

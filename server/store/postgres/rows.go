@@ -11,6 +11,7 @@ import (
 	"github.com/endsession/endsession/adapters"
 	"github.com/endsession/endsession/server/invalidation"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 )
 
 // Columns that make an invalidation and a run, in the order of invalidationRow.dest and runRow.dest. The texts of an
@@ -159,7 +160,7 @@ func orZero(s *string) string {
 	return *s
 }
 
-// encoder makes arguments and remembers the first that cannot be one.
+// encoder makes arguments, nil for NULL, and remembers the first that cannot be one.
 type encoder struct{ err error }
 
 // text is a string as it is, byte by byte, or an error.
@@ -170,23 +171,21 @@ func (e *encoder) text(s string) string {
 	return s
 }
 
-func (e *encoder) orNull(s string) *string {
+func (e *encoder) orNull(s string) any {
 	if s == "" {
 		return nil
 	}
-	s = e.text(s)
-	return &s
+	return e.text(s)
 }
 
-func (e *encoder) time(t time.Time) *time.Time {
+func (e *encoder) time(t time.Time) any {
 	if t.IsZero() {
 		return nil
 	}
-	t = invalidation.Moment(t)
-	return &t
+	return invalidation.Moment(t)
 }
 
-func (e *encoder) json(v any, present bool) *string {
+func (e *encoder) json(v any, present bool) any {
 	if !present || e.err != nil {
 		return nil
 	}
@@ -198,8 +197,7 @@ func (e *encoder) json(v any, present bool) *string {
 		e.err = err
 		return nil
 	}
-	s := string(data)
-	return &s
+	return data
 }
 
 // storable reports whether a text column can hold s.
@@ -224,49 +222,89 @@ func mangled(data []byte) bool {
 	}
 }
 
-// outcome is the part of a run that changes.
-type outcome struct {
-	state                                                                   string
-	open                                                                    bool
-	attempts                                                                int32
-	next, start, complete                                                   *time.Time
-	counted                                                                 bool
-	count                                                                   int64
-	minimum                                                                 bool
-	verification                                                            *string
-	truncated                                                               bool
-	operation, err, retry, resume, covered, warnings, sessions, runSelector *string
-	terms                                                                   *string
-}
+// outcomeColumns are the part of a run that changes, in the order of [encoder.outcome].
+var outcomeColumns = columns{{"state", "text"}, {"open", "bool"}, {"attempts", "int"}, {"next_attempt_time", "timestamptz"},
+	{"start_time", "timestamptz"}, {"complete_time", "timestamptz"}, {"counted", "bool"}, {"count", "bigint"}, {"count_is_minimum", "bool"},
+	{"verification", "text"}, {"sessions_truncated", "bool"}, {"operation", "json"}, {"error", "json"}, {"retry", "json"}, {"resume", "json"},
+	{"covered", "json"}, {"warnings", "json"}, {"sessions", "json"}, {"selector", "json"}, {"terms", "json"}}
 
-func (e *encoder) outcome(run invalidation.Run) outcome {
-	o := outcome{
-		state: string(run.State), open: run.Open, attempts: int32(run.Attempts),
-		next: e.time(run.NextAttemptTime), start: e.time(run.StartTime), complete: e.time(run.CompleteTime),
-		counted: run.Counted, count: int64(run.Count), minimum: run.CountIsMinimum, truncated: run.SessionsTruncated,
-		operation:   e.json(run.Operation, run.Operation != ""),
-		err:         e.json(run.Error, run.Error != nil),
-		retry:       e.json(run.Retry, run.Retry != invalidation.RetryState{}),
-		covered:     e.json(run.Covered, len(run.Covered) > 0),
-		warnings:    e.json(run.Warnings, len(run.Warnings) > 0),
-		sessions:    e.json(run.Sessions, len(run.Sessions) > 0),
-		runSelector: e.json(run.Selector, run.Selector != nil),
-		terms:       e.json(run.Terms, run.Terms != invalidation.Terms{}),
-		resume:      e.orNull(string(run.Resume)),
-	}
+func (e *encoder) outcome(run invalidation.Run) []any {
+	var verification, resume any
 	if run.Verification != adapters.VerificationUnspecified {
-		o.verification = e.orNull(run.Verification.String())
+		verification = e.orNull(run.Verification.String())
 	}
-	return o
+	if len(run.Resume) > 0 {
+		if resume = []byte(run.Resume); !storable(string(run.Resume)) {
+			e.err = errText
+		}
+	}
+	return []any{string(run.State), run.Open, int32(run.Attempts), e.time(run.NextAttemptTime), e.time(run.StartTime), e.time(run.CompleteTime),
+		run.Counted, int64(run.Count), run.CountIsMinimum, verification, run.SessionsTruncated,
+		e.json(run.Operation, run.Operation != ""), e.json(run.Error, run.Error != nil), e.json(run.Retry, run.Retry != invalidation.RetryState{}),
+		resume, e.json(run.Covered, len(run.Covered) > 0), e.json(run.Warnings, len(run.Warnings) > 0),
+		e.json(run.Sessions, len(run.Sessions) > 0), e.json(run.Selector, run.Selector != nil), e.json(run.Terms, run.Terms != invalidation.Terms{})}
 }
 
-// setOutcome is the SET list for args, whose parameters begin at $1.
-const setOutcome = `state = $1, open = $2, attempts = $3, next_attempt_time = $4, start_time = $5, complete_time = $6, counted = $7, count = $8,
-  count_is_minimum = $9, verification = $10, sessions_truncated = $11, operation = $12::text::json, error = $13::text::json,
-  retry = $14::text::json, resume = $15::text::json, covered = $16::text::json, warnings = $17::text::json,
-  sessions = $18::text::json, selector = $19::text::json, terms = $20::text::json`
+// columns are those of many rows that are given as arguments, an array for each column.
+type columns []struct{ name, typ string }
 
-func (o outcome) args() []any {
-	return []any{o.state, o.open, o.attempts, o.next, o.start, o.complete, o.counted, o.count, o.minimum, o.verification, o.truncated,
-		o.operation, o.err, o.retry, o.resume, o.covered, o.warnings, o.sessions, o.runSelector, o.terms}
+// names are the columns' names, each after a prefix.
+func (c columns) names(prefix string) string {
+	var b strings.Builder
+	for i, col := range c {
+		if i > 0 {
+			b.WriteString(", ")
+		}
+		b.WriteString(prefix + col.name)
+	}
+	return b.String()
 }
+
+// unnest is the call that makes rows of the arguments from $n on.
+func (c columns) unnest(n int) string {
+	var b strings.Builder
+	for i, col := range c {
+		if i > 0 {
+			b.WriteString(", ")
+		}
+		fmt.Fprintf(&b, "$%d::%s[]", n+i, col.typ)
+	}
+	return "unnest(" + b.String() + ")"
+}
+
+// set is a SET list of what value says for each column.
+func (c columns) set(value func(i int) string) string {
+	var b strings.Builder
+	for i, col := range c {
+		if i > 0 {
+			b.WriteString(", ")
+		}
+		b.WriteString(col.name + " = " + value(i))
+	}
+	return b.String()
+}
+
+// args are the arguments for [columns.unnest]: the rows, column by column.
+func (c columns) args(rows [][]any) []any {
+	cells := make([]any, len(c)*len(rows))
+	args := make([]any, len(c))
+	for i := range c {
+		col := cells[i*len(rows) : (i+1)*len(rows)]
+		for n, row := range rows {
+			col[n] = row[i]
+		}
+		args[i] = array(col)
+	}
+	return args
+}
+
+// array is an array as the driver encodes it.
+type array []any
+
+var _ pgtype.ArrayGetter = array(nil)
+
+func (a array) Dimensions() []pgtype.ArrayDimension {
+	return []pgtype.ArrayDimension{{Length: int32(len(a)), LowerBound: 1}}
+}
+func (a array) Index(i int) any { return a[i] }
+func (a array) IndexType() any  { return nil }

@@ -56,6 +56,7 @@ type Store struct {
 	gate    gate
 	news    *news
 	trail   *trail
+	flights flights
 	closed  atomic.Bool
 	close   sync.Once
 
@@ -87,6 +88,7 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 			"what is to be ended; add sslmode=verify-full to the DSN", "host", host)
 	}
 	s := &Store{timeout: o.Timeout, log: o.Logger, trail: newTrail(o.Keys)}
+	s.flights.s, s.flights.wait = s, ms(o.Timeout/flightPatience)
 	s.configure(cfg, o)
 	schema, err := s.prepare(ctx, cfg.ConnConfig)
 	if err != nil {
@@ -136,7 +138,6 @@ func (s *Store) configure(cfg *pgxpool.Config, o Options) {
 			params["application_name"] += " " + o.Owner
 		}
 	}
-	ms := func(d time.Duration) string { return strconv.FormatInt(max(d.Milliseconds(), 1), 10) }
 	// The server gives up before the client does, so that the client knows how it ended.
 	params["statement_timeout"] = ms(o.Timeout * 4 / 5)
 	params["lock_timeout"] = ms(o.Timeout / 2)
@@ -152,6 +153,9 @@ func (s *Store) configure(cfg *pgxpool.Config, o Options) {
 		return err
 	}
 }
+
+// ms is a duration as a setting.
+func ms(d time.Duration) string { return strconv.FormatInt(max(d.Milliseconds(), 1), 10) }
 
 // prepare brings the schema up to date, on a connection of its own, and returns its OID.
 func (s *Store) prepare(ctx context.Context, cfg *pgx.ConnConfig) (schema uint32, err error) {
@@ -230,6 +234,7 @@ func (s *Store) OnNews(f func(invalidation.News)) { s.news.follow(f) }
 func (s *Store) Close() error {
 	s.close.Do(func() {
 		s.closed.Store(true)
+		s.flights.close()
 		s.trail.end()
 		s.news.stop() // tells what is left
 		s.pool.Close()

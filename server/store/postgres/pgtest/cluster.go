@@ -232,6 +232,16 @@ func (c *Cluster) Freeze() (thaw func()) {
 	})
 }
 
+// CPU is the processor time that the server has taken since its start; 0 where that is not known, which is not on Linux.
+func (c *Cluster) CPU() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.process == nil {
+		return 0
+	}
+	return c.process.cpu()
+}
+
 // Remove ends the server and deletes its data.
 func (c *Cluster) Remove() {
 	c.Kill()

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // process is a running server.
@@ -55,13 +56,7 @@ func (p *process) children() []int {
 	var pids []int
 	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
 	for _, stat := range stats {
-		text, err := os.ReadFile(stat)
-		if err != nil {
-			continue
-		}
-		// pid (name) state ppid …; the name may hold anything, a parenthesis too.
-		fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
-		if len(fields) < 2 || fields[1] != strconv.Itoa(p.pid) {
+		if fields := statFields(stat); len(fields) < 2 || fields[1] != strconv.Itoa(p.pid) {
 			continue
 		}
 		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(stat))); err == nil {
@@ -69,4 +64,34 @@ func (p *process) children() []int {
 		}
 	}
 	return pids
+}
+
+// statFields are what a process's stat file says, from the state on.
+func statFields(stat string) []string {
+	text, err := os.ReadFile(stat)
+	if err != nil {
+		return nil
+	}
+	// pid (name) state ppid …; the name may hold anything, a parenthesis too.
+	return strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
+}
+
+// cpu is the processor time of the server's processes, also of those that have ended.
+func (p *process) cpu() (d time.Duration) {
+	const tick = time.Second / 100 // on every Linux
+	for _, pid := range append(p.children(), p.pid) {
+		fields := statFields("/proc/" + strconv.Itoa(pid) + "/stat")
+		if len(fields) < 15 {
+			continue // it has just ended
+		}
+		times := fields[11:13] // utime, stime
+		if pid == p.pid {
+			times = fields[11:15] // cutime, cstime: of its children that have ended
+		}
+		for _, field := range times {
+			n, _ := strconv.ParseInt(field, 10, 64)
+			d += time.Duration(n) * tick
+		}
+	}
+	return d
 }

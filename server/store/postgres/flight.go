@@ -1,0 +1,274 @@
+package postgres
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/endsession/endsession/server/invalidation"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
+)
+
+const (
+	// maxInAir is how many flights there are at once. A second one would carry what the first has just missed.
+	maxInAir = 1
+	// maxAboard bounds how many changes share a transaction, so that the first of them does not wait for ever.
+	maxAboard = 128
+	// flightPatience is the part of the timeout that a flight waits for a lock: a change that waits for somebody who hangs
+	// does so alone.
+	flightPatience = 40
+)
+
+// limitWaiting bounds how long the rest of a transaction waits for a lock.
+const limitWaiting = `SELECT set_config('lock_timeout', $1, true)`
+
+// part is one caller's change, which shares a transaction with others: an acceptance or an answer.
+type part struct {
+	acceptance *acceptance // one of the two
+	answer     *answer
+	events     []invalidation.Event
+
+	// stage is where it stands: the caller may withdraw it as long as it is not in the air, and then it is certain that
+	// nothing has changed.
+	stage   atomic.Int32
+	err     error
+	settled chan struct{}
+}
+
+const (
+	queued int32 = iota
+	aboard
+	withdrawn
+)
+
+var (
+	// errRefused says that a change cannot be made: its request id is taken, or the lease does not hold. Why is found out
+	// afterwards.
+	errRefused = errors.New("the change cannot be made")
+	// errAlone says that a flight failed, and that a change of it has to be tried by itself: each caller shall have its own
+	// error.
+	errAlone = errors.New("the change has to be made alone")
+)
+
+// refusal is the server's answer to a flight of which some parts cannot be made.
+type refusal struct{ parts []*part }
+
+func (r *refusal) Error() string {
+	return fmt.Sprintf("%d of the changes cannot be made", len(r.parts))
+}
+func (r *refusal) Unwrap() error { return errRefused }
+
+// flights gathers what goes into shared transactions. While one is under way, changes queue up; all that are there when it
+// ends go with the next one. With nothing under way a change goes at once.
+type flights struct {
+	s    *Store
+	wait string // lock_timeout, of a flight with several changes
+
+	mu     sync.Mutex
+	queue  []*part
+	inAir  int
+	closed bool
+	loops  sync.WaitGroup
+}
+
+// together makes a change in a durable transaction that others may share, once. If ctx ends before it is in the air, it is
+// withdrawn. Otherwise its end is near and is waited for. errRefused and errAlone mean that nothing has changed.
+func (f *flights) together(ctx context.Context, p *part) error {
+	if err := ctx.Err(); err != nil {
+		return unavailable(err)
+	}
+	p.settled = make(chan struct{})
+	f.mu.Lock()
+	if f.closed {
+		f.mu.Unlock()
+		return unavailable(errClosed)
+	}
+	f.queue = append(f.queue, p)
+	if f.inAir < maxInAir {
+		f.inAir++
+		f.loops.Go(f.fly)
+	}
+	f.mu.Unlock()
+	timer := time.NewTimer(f.s.timeout)
+	defer timer.Stop()
+	why := errNoAnswer
+	select {
+	case <-p.settled:
+		return p.err
+	case <-ctx.Done():
+		why = ctx.Err()
+	case <-timer.C:
+	}
+	if p.stage.CompareAndSwap(queued, withdrawn) {
+		return unavailable(why)
+	}
+	<-p.settled
+	return p.err
+}
+
+// make makes a change, with others if that works out. Where it is refused, why says the reason; if there is none any more,
+// it is tried again.
+func (s *Store) make(ctx context.Context, p *part, why func(context.Context, *pgx.Conn) error) error {
+	err := s.flights.together(ctx, p)
+	for try := 1; errors.Is(err, errAlone) || errors.Is(err, errRefused) && try <= maxTries; try++ {
+		if errors.Is(err, errRefused) {
+			if err := s.read(ctx, why); err != nil {
+				return err
+			}
+		}
+		err = s.alone(ctx, p)
+	}
+	if errors.Is(err, errRefused) {
+		return unavailable(err)
+	}
+	return err
+}
+
+// alone is together for a change by itself.
+func (s *Store) alone(ctx context.Context, p *part) error {
+	return s.change(ctx, func(ctx context.Context, t *tx) error { return t.write(ctx, []*part{p}, "") })
+}
+
+// fly makes one flight after the other until nobody waits for one.
+func (f *flights) fly() {
+	for {
+		f.flight()
+		f.mu.Lock()
+		if len(f.queue) == 0 {
+			f.inAir--
+			f.mu.Unlock()
+			return
+		}
+		f.mu.Unlock()
+	}
+}
+
+// flight makes the changes that are queued. What it has to wait for first, a connection, they wait for on the ground. It bets
+// that all of them can be made; if the server says which cannot, the others go on without these.
+func (f *flights) flight() {
+	var parts, refused []*part
+	err := f.s.change(context.Background(), func(ctx context.Context, t *tx) error {
+		if parts == nil {
+			parts = f.board()
+		}
+		for len(parts) > 0 {
+			err := t.write(ctx, parts, f.wait)
+			var r *refusal
+			if !errors.As(err, &r) {
+				return err
+			}
+			refused = append(refused, r.parts...)
+			parts = slices.DeleteFunc(parts, func(p *part) bool { return slices.Contains(r.parts, p) })
+		}
+		return nil
+	})
+	if parts == nil && refused == nil {
+		parts = f.board() // no connection
+	}
+	if err != nil && len(parts) > 1 && state(err) != "" && !errors.Is(err, invalidation.ErrCommitUnknown) {
+		err = errAlone
+	}
+	settle(parts, err)
+	settle(refused, errRefused)
+}
+
+func settle(parts []*part, err error) {
+	for _, p := range parts {
+		p.err = err
+		close(p.settled)
+	}
+}
+
+// board takes what is queued, in the order in which a flight writes and locks: acceptances by request, then answers by run.
+// So flights do not wait for each other in a circle.
+func (f *flights) board() []*part {
+	f.mu.Lock()
+	n := min(len(f.queue), maxAboard)
+	parts := slices.Clone(f.queue[:n])
+	f.queue = slices.Delete(f.queue, 0, n)
+	f.mu.Unlock()
+	parts = slices.DeleteFunc(parts, func(p *part) bool { return !p.stage.CompareAndSwap(queued, aboard) })
+	slices.SortStableFunc(parts, func(a, b *part) int {
+		switch {
+		case a.acceptance != nil && b.acceptance != nil:
+			x, y := a.acceptance, b.acceptance
+			return cmp.Or(cmp.Compare(x.inv.Caller.Kind, y.inv.Caller.Kind), cmp.Compare(x.inv.Caller.Name, y.inv.Caller.Name),
+				cmp.Compare(x.RequestID, y.RequestID))
+		case a.acceptance != nil:
+			return -1
+		case b.acceptance != nil:
+			return 1
+		}
+		x, y := a.answer.lease, b.answer.lease
+		return cmp.Or(cmp.Compare(x.InvalidationID, y.InvalidationID), cmp.Compare(x.Run, y.Run))
+	})
+	return parts
+}
+
+// close waits for what is in the air. What is still queued goes, or is told that the journal is closed.
+func (f *flights) close() {
+	f.mu.Lock()
+	f.closed = true
+	f.mu.Unlock()
+	f.loops.Wait()
+}
+
+// write makes the changes of all parts, acceptances first, or none of them: then the error may be a [*refusal]. wait is how
+// long it waits for locks if there are several, "" if as long as any change.
+func (t *tx) write(ctx context.Context, parts []*part, wait string) error {
+	first := slices.IndexFunc(parts, func(p *part) bool { return p.answer != nil })
+	if first < 0 {
+		first = len(parts)
+	}
+	var events []invalidation.Event
+	for _, p := range parts {
+		events = append(events, p.events...)
+	}
+	log, err := t.audit(events)
+	if err != nil {
+		return err
+	}
+	b := &pgx.Batch{}
+	if wait != "" && len(parts) > 1 {
+		b.Queue(limitWaiting, wait)
+	}
+	accepted := queueAcceptances(b, parts[:first])
+	recorded := queueAnswers(b, parts[first:], first)
+	if len(events) > 0 {
+		b.Queue(appendEvents, log...)
+	}
+	if err := t.SendBatch(ctx, b).Close(); err != nil {
+		if t.chain != nil {
+			t.chain.Rewind(t.mark)
+		}
+		return blamed(err, parts)
+	}
+	t.appended = len(events)
+	accepted(t)
+	recorded(t)
+	return nil
+}
+
+// blamed turns the error of function blame into a refusal.
+func blamed(err error, parts []*part) error {
+	var e *pgconn.PgError
+	if !errors.As(err, &e) || e.Code != notAll {
+		return err
+	}
+	var numbers []int
+	if err := pgtype.NewMap().Scan(pgtype.Int8ArrayOID, pgtype.TextFormatCode, []byte(e.Detail), &numbers); err != nil {
+		return err
+	}
+	r := &refusal{}
+	for _, n := range numbers {
+		r.parts = append(r.parts, parts[n-1])
+	}
+	return r
+}
