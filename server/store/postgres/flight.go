@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -17,17 +18,22 @@ import (
 )
 
 const (
-	// maxInAir is how many flights there are at once. A second one would carry what the first has just missed.
-	maxInAir = 1
+	// maxInAir is how many flights there are at most. A second one departs only if the first takes long: if it hangs, or if
+	// the server is slow for everybody.
+	maxInAir = 4
+	// patience is how long a change waits on the ground before another flight departs.
+	patience = 100 * time.Millisecond
 	// maxAboard bounds how many changes share a transaction, so that the first of them does not wait for ever.
 	maxAboard = 128
-	// flightPatience is the part of the timeout that a flight waits for a lock: a change that waits for somebody who hangs
-	// does so alone.
-	flightPatience = 40
+	// lockPart is the part of the timeout that a flight waits for a lock: a change that waits for somebody who hangs shall do
+	// so alone.
+	lockPart = 40
 )
 
-// limitWaiting bounds how long the rest of a transaction waits for a lock.
-const limitWaiting = `SELECT set_config('lock_timeout', $1, true)`
+// readyFlight is for the rest of the transaction. Plans that are made once do not know how many changes there will be, nor, in
+// a journal that is young, how large it will be: they shall go by the indexes whatever the planner thinks of their cost.
+const readyFlight = `SELECT set_config('lock_timeout', $1, true), set_config('plan_cache_mode', 'force_generic_plan', true),
+  set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true)`
 
 // part is one caller's change, which shares a transaction with others: an acceptance or an answer.
 type part struct {
@@ -65,11 +71,10 @@ func (r *refusal) Error() string {
 }
 func (r *refusal) Unwrap() error { return errRefused }
 
-// flights gathers what goes into shared transactions. While one is under way, changes queue up; all that are there when it
-// ends go with the next one. With nothing under way a change goes at once.
+// flights gathers what goes into shared transactions. While one is in the air, changes queue up; all that are there when it
+// ends go with the next one. With nothing in the air a change goes at once.
 type flights struct {
-	s    *Store
-	wait string // lock_timeout, of a flight with several changes
+	s *Store
 
 	mu     sync.Mutex
 	queue  []*part
@@ -91,20 +96,32 @@ func (f *flights) together(ctx context.Context, p *part) error {
 		return unavailable(errClosed)
 	}
 	f.queue = append(f.queue, p)
-	if f.inAir < maxInAir {
-		f.inAir++
-		f.loops.Go(f.fly)
+	if f.inAir == 0 {
+		f.depart()
 	}
 	f.mu.Unlock()
-	timer := time.NewTimer(f.s.timeout)
+	timer := time.NewTimer(patience)
 	defer timer.Stop()
 	why := errNoAnswer
 	select {
 	case <-p.settled:
 		return p.err
+	case <-timer.C:
+		f.mu.Lock()
+		if f.inAir < maxInAir && p.stage.Load() == queued {
+			f.depart()
+		}
+		f.mu.Unlock()
+		timer.Reset(f.s.timeout - patience)
+		select {
+		case <-p.settled:
+			return p.err
+		case <-ctx.Done():
+			why = ctx.Err()
+		case <-timer.C:
+		}
 	case <-ctx.Done():
 		why = ctx.Err()
-	case <-timer.C:
 	}
 	if p.stage.CompareAndSwap(queued, withdrawn) {
 		return unavailable(why)
@@ -133,7 +150,13 @@ func (s *Store) make(ctx context.Context, p *part, why func(context.Context, *pg
 
 // alone is together for a change by itself.
 func (s *Store) alone(ctx context.Context, p *part) error {
-	return s.change(ctx, func(ctx context.Context, t *tx) error { return t.write(ctx, []*part{p}, "") })
+	return s.change(ctx, func(ctx context.Context, t *tx) error { return t.write(ctx, []*part{p}) })
+}
+
+// depart begins a flight. The mutex is held.
+func (f *flights) depart() {
+	f.inAir++
+	f.loops.Go(f.fly)
 }
 
 // fly makes one flight after the other until nobody waits for one.
@@ -156,10 +179,11 @@ func (f *flights) flight() {
 	var parts, refused []*part
 	err := f.s.change(context.Background(), func(ctx context.Context, t *tx) error {
 		if parts == nil {
+			runtime.Gosched() // so that callers who are just about to ask come along
 			parts = f.board()
 		}
 		for len(parts) > 0 {
-			err := t.write(ctx, parts, f.wait)
+			err := t.write(ctx, parts)
 			var r *refusal
 			if !errors.As(err, &r) {
 				return err
@@ -220,9 +244,8 @@ func (f *flights) close() {
 	f.loops.Wait()
 }
 
-// write makes the changes of all parts, acceptances first, or none of them: then the error may be a [*refusal]. wait is how
-// long it waits for locks if there are several, "" if as long as any change.
-func (t *tx) write(ctx context.Context, parts []*part, wait string) error {
+// write makes the changes of all parts, acceptances first, or none of them: then the error may be a [*refusal].
+func (t *tx) write(ctx context.Context, parts []*part) error {
 	first := slices.IndexFunc(parts, func(p *part) bool { return p.answer != nil })
 	if first < 0 {
 		first = len(parts)
@@ -236,9 +259,11 @@ func (t *tx) write(ctx context.Context, parts []*part, wait string) error {
 		return err
 	}
 	b := &pgx.Batch{}
-	if wait != "" && len(parts) > 1 {
-		b.Queue(limitWaiting, wait)
+	wait := t.timeout / 2
+	if len(parts) > 1 {
+		wait = t.timeout / lockPart
 	}
+	b.Queue(readyFlight, ms(wait))
 	accepted := queueAcceptances(b, parts[:first])
 	recorded := queueAnswers(b, parts[first:], first)
 	if len(events) > 0 {

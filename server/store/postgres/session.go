@@ -25,9 +25,10 @@ const (
 // tx is what a change works with: a connection, for one transaction.
 type tx struct {
 	*pgx.Conn
-	trail *trail
-	chain *audit.Chain // nil until there is an event
-	mark  audit.Mark   // where the chain ended before
+	trail   *trail
+	timeout time.Duration
+	chain   *audit.Chain // nil until there is an event
+	mark    audit.Mark   // where the chain ended before
 	// mayCommit is true as soon as something was sent that commits. It is at the beginning: most changes are one statement.
 	mayCommit bool
 	appended  int // audit events; 0 if none were written after all
@@ -58,7 +59,7 @@ func (s *Store) change(ctx context.Context, do func(context.Context, *tx) error)
 	err := s.try(ctx, func(c *pgx.Conn) error {
 		ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), s.timeout, errNoAnswer)
 		defer cancel()
-		t := &tx{Conn: c, trail: s.trail, mayCommit: true}
+		t := &tx{Conn: c, trail: s.trail, timeout: s.timeout, mayCommit: true}
 		err := do(ctx, t)
 		switch {
 		case err == nil:

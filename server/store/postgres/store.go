@@ -88,7 +88,7 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 			"what is to be ended; add sslmode=verify-full to the DSN", "host", host)
 	}
 	s := &Store{timeout: o.Timeout, log: o.Logger, trail: newTrail(o.Keys)}
-	s.flights.s, s.flights.wait = s, ms(o.Timeout/flightPatience)
+	s.flights.s = s
 	s.configure(cfg, o)
 	schema, err := s.prepare(ctx, cfg.ConnConfig)
 	if err != nil {
@@ -140,7 +140,7 @@ func (s *Store) configure(cfg *pgxpool.Config, o Options) {
 	}
 	// The server gives up before the client does, so that the client knows how it ended.
 	params["statement_timeout"] = ms(o.Timeout * 4 / 5)
-	params["lock_timeout"] = ms(o.Timeout / 2)
+	params["lock_timeout"] = ms(o.Timeout / 2) // readyFlight says so once more
 	// A client that is frozen between the two halves of a cancellation holds its locks only so long.
 	params["idle_in_transaction_session_timeout"] = ms(o.Timeout)
 	// Every statement sees what was committed before it: the SQL relies on it.
