@@ -69,3 +69,22 @@ func (s *Store) Link(ctx context.Context) error { return s.link(ctx) }
 
 // nulls is a row without anything in it.
 func nulls(c columns) string { return strings.Repeat(", '{NULL}'", len(c))[2:] }
+
+// Ground keeps flights from departing until depart is called. queued is how many changes wait.
+func (s *Store) Ground() (queued func() int, depart func()) {
+	f := &s.flights
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.inAir += maxInAir
+	return func() int {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			return len(f.queue)
+		}, func() {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			if f.inAir -= maxInAir; len(f.queue) > 0 {
+				f.depart()
+			}
+		}
+}

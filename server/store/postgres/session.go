@@ -162,13 +162,9 @@ func (s *Store) acquire(ctx context.Context) (*pgxpool.Conn, error) {
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, s.timeout, errNoAnswer)
 	defer cancel()
-	c, err := s.pool.Acquire(ctx)
+	c, err := s.connection(ctx)
 	if err == nil {
 		return c, nil
-	}
-	var refusal *pgconn.ConnectError
-	if errors.As(err, &refusal) {
-		s.gate.report(err)
 	}
 	switch {
 	case s.closed.Load():
@@ -177,6 +173,30 @@ func (s *Store) acquire(ctx context.Context) (*pgxpool.Conn, error) {
 		err = errNoAnswer
 	}
 	return nil, unavailable(err)
+}
+
+// connection waits for one that is there if there can be no other now: the server may be full.
+func (s *Store) connection(ctx context.Context) (*pgxpool.Conn, error) {
+	for {
+		c, err := s.pool.Acquire(ctx)
+		if err == nil {
+			return c, nil
+		}
+		var refusal *pgconn.ConnectError
+		if errors.As(err, &refusal) {
+			s.gate.report(err)
+		}
+		if has := s.pool.Stat(); has.AcquiredConns()+has.IdleConns() == 0 || s.closed.Load() {
+			return nil, err
+		}
+		pause := time.NewTimer(minReconnect)
+		select {
+		case <-pause.C:
+		case <-ctx.Done():
+			pause.Stop()
+			return nil, err
+		}
+	}
 }
 
 // gate keeps a server that refuses connections from being asked all the time: after a failure it lets nobody connect for a
