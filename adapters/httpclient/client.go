@@ -158,12 +158,14 @@ type Options struct {
 
 // Client sends requests to one target. It is safe for concurrent use.
 type Client struct {
-	base    *url.URL
-	http    *http.Client
-	timeout time.Duration
-	maxBody int64
-	header  http.Header
-	limit   func(context.Context) error
+	base *url.URL
+	// transport is used as it is, without an [http.Client]. So a redirect is an answer like any other: following one would
+	// carry a kill to another host.
+	transport http.RoundTripper
+	timeout   time.Duration
+	maxBody   int64
+	header    http.Header
+	limit     func(context.Context) error
 }
 
 // New makes a client. It reads the CA file and does no other I/O.
@@ -192,16 +194,12 @@ func New(o Options) (*Client, error) {
 		transport = o.Deps.Wrap(transport)
 	}
 	c := &Client{
-		base:    o.BaseURL,
-		timeout: o.Timeout,
-		maxBody: o.MaxBody,
-		header:  o.Header.Clone(),
-		limit:   o.Deps.Limit,
-		http: &http.Client{
-			Transport: transport,
-			// A redirect is an answer like any other: following one would carry a kill to another host.
-			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		},
+		base:      o.BaseURL,
+		transport: transport,
+		timeout:   o.Timeout,
+		maxBody:   o.MaxBody,
+		header:    o.Header.Clone(),
+		limit:     o.Deps.Limit,
 	}
 	if c.timeout == 0 {
 		c.timeout = DefaultTimeout
@@ -213,7 +211,11 @@ func New(o Options) (*Client, error) {
 }
 
 // CloseIdleConnections closes connections that are not in use.
-func (c *Client) CloseIdleConnections() { c.http.CloseIdleConnections() }
+func (c *Client) CloseIdleConnections() {
+	if t, ok := c.transport.(interface{ CloseIdleConnections() }); ok {
+		t.CloseIdleConnections()
+	}
+}
 
 // Call is one request.
 type Call struct {
@@ -299,7 +301,7 @@ func (c *Client) Do(ctx context.Context, call Call) (Reply, error) {
 		WroteHeaders:     func() { sent.Store(true) },
 		TLSHandshakeDone: func(_ tls.ConnectionState, err error) { unshaken.Store(err != nil) },
 	})
-	resp, err := c.http.Do(req.WithContext(bounded))
+	resp, err := c.transport.RoundTrip(req.WithContext(bounded))
 	if err != nil {
 		if unshaken.Load() && !sent.Load() {
 			err = handshake{err}

@@ -104,7 +104,7 @@ type Engine struct {
 	probes  chan struct{} // one place for each probe that nobody asked for
 	skew    atomic.Int64  // the store's clock minus ours
 
-	live sync.Map // leaseKey → *ownership
+	live live
 
 	pausing sync.Mutex // held from reading or writing pauses in the journal until the workers know
 
@@ -296,10 +296,9 @@ func (e *Engine) Close(ctx context.Context) error {
 	case <-ctx.Done():
 	}
 	e.stopOnce.Do(func() { close(e.stopped) })
-	e.live.Range(func(_, v any) bool {
-		v.(*ownership).cancel(errShutdown)
-		return true
-	})
+	for _, o := range e.live.all() {
+		o.cancel(errShutdown)
+	}
 	<-done
 	return nil
 }

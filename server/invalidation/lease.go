@@ -3,6 +3,9 @@ package invalidation
 import (
 	"context"
 	"errors"
+	"maps"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -11,6 +14,35 @@ type leaseKey struct {
 	id    string
 	run   int
 	token int64
+}
+
+func keyOf(l Lease) leaseKey { return leaseKey{l.InvalidationID, l.Run, l.Token} }
+
+// live holds the leases that this process works under.
+type live struct {
+	mu    sync.Mutex
+	owned map[leaseKey]*ownership
+}
+
+func (v *live) add(o *ownership) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.owned == nil {
+		v.owned = map[leaseKey]*ownership{}
+	}
+	v.owned[keyOf(o.lease)] = o
+}
+
+func (v *live) remove(o *ownership) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	delete(v.owned, keyOf(o.lease))
+}
+
+func (v *live) all() []*ownership {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return slices.Collect(maps.Values(v.owned))
 }
 
 // ownership is a lease this process works under.
@@ -30,24 +62,26 @@ func (o *ownership) lapsed() bool { return time.Now().After(*o.lapse.Load()) }
 
 // own registers a lease that was asked for at that time; the context ends when the lease is lost, can no longer be relied
 // on, or the engine stops.
-func (e *Engine) own(l Lease, asked time.Time) (context.Context, *ownership, func()) {
+// disown must be called when the work is done.
+func (e *Engine) own(l Lease, asked time.Time) (context.Context, *ownership) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	o := &ownership{lease: l, cancel: cancel}
 	lapse := asked.Add(reliable(e.leaseLength))
 	o.lapse.Store(&lapse)
 	o.until = time.AfterFunc(time.Until(lapse), func() { cancel(errLost) })
-	key := leaseKey{l.InvalidationID, l.Run, l.Token}
-	e.live.Store(key, o)
+	e.live.add(o)
 	select {
 	case <-e.stopped:
 		cancel(errShutdown)
 	default:
 	}
-	return ctx, o, func() {
-		e.live.Delete(key)
-		o.until.Stop()
-		cancel(nil)
-	}
+	return ctx, o
+}
+
+func (e *Engine) disown(o *ownership) {
+	e.live.remove(o)
+	o.until.Stop()
+	o.cancel(nil)
 }
 
 // beat renews the leases in use, and keeps the clock and the pauses fresh.
@@ -81,13 +115,12 @@ func (e *Engine) beat(ctx context.Context) {
 func (e *Engine) renew(ctx context.Context, which func(id string) bool) error {
 	var leases []Lease
 	owned := map[leaseKey]*ownership{}
-	e.live.Range(func(k, v any) bool {
-		if o := v.(*ownership); which(o.lease.InvalidationID) {
+	for _, o := range e.live.all() {
+		if which(o.lease.InvalidationID) {
 			leases = append(leases, o.lease)
-			owned[k.(leaseKey)] = o
+			owned[keyOf(o.lease)] = o
 		}
-		return true
-	})
+	}
 	if len(leases) == 0 {
 		return nil
 	}
@@ -99,9 +132,8 @@ func (e *Engine) renew(ctx context.Context, which func(id string) bool) error {
 		return err
 	}
 	for _, l := range lost {
-		key := leaseKey{l.InvalidationID, l.Run, l.Token}
-		owned[key].cancel(errLost)
-		delete(owned, key)
+		owned[keyOf(l)].cancel(errLost)
+		delete(owned, keyOf(l))
 	}
 	lapse := asked.Add(reliable(e.leaseLength))
 	for _, o := range owned {
@@ -116,10 +148,9 @@ func (e *Engine) renew(ctx context.Context, which func(id string) bool) error {
 
 // lose ends the attempts at an invalidation that was cancelled.
 func (e *Engine) lose(id string) {
-	e.live.Range(func(k, v any) bool {
-		if k.(leaseKey).id == id {
-			v.(*ownership).cancel(errLost)
+	for _, o := range e.live.all() {
+		if o.lease.InvalidationID == id {
+			o.cancel(errLost)
 		}
-		return true
-	})
+	}
 }

@@ -17,7 +17,7 @@ func (e *Engine) plan(ctx context.Context, call Call, now time.Time) ([]Run, err
 	}
 	var runs []Run
 	for _, t := range e.chosen(call) {
-		run := Run{Target: t.Name, Kind: t.Kind, Fingerprint: t.Fingerprint(), State: RunPending,
+		run := Run{Target: t.Name, Kind: t.Kind, Fingerprint: e.workers[t.Name].fingerprint, State: RunPending,
 			ExpireTime: now.Add(retryFor(call, t)), NextAttemptTime: now}
 		runs = append(runs, e.resolve(ctx, t, call.Selector, run, now))
 	}

@@ -99,18 +99,17 @@ func (h *hub) recorded(id string, a answer, err error) {
 
 // add takes an answer in, and those that waited for it.
 func (t *tally) add(a answer) {
-	if t.ahead == nil {
-		t.ahead = map[int64]answer{}
-	}
-	t.ahead[a.head.Revision] = a
-	for {
-		next, ok := t.ahead[t.inv.Revision+1]
-		if !ok {
-			return
+	if a.head.Revision != t.inv.Revision+1 {
+		if t.ahead == nil {
+			t.ahead = map[int64]answer{}
 		}
-		delete(t.ahead, next.head.Revision)
-		t.inv.Runs[next.index] = next.run
-		t.inv.Revision, t.inv.State, t.inv.CompleteTime = next.head.Revision, next.head.State, next.head.CompleteTime
+		t.ahead[a.head.Revision] = a
+		return
+	}
+	for next := true; next; a, next = t.ahead[t.inv.Revision+1] {
+		delete(t.ahead, a.head.Revision)
+		t.inv.Runs[a.index] = a.run
+		t.inv.Revision, t.inv.State, t.inv.CompleteTime = a.head.Revision, a.head.State, a.head.CompleteTime
 	}
 }
 

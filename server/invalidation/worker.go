@@ -45,8 +45,9 @@ type worker struct {
 	e      *Engine
 	target Target
 	// removed is true for a target that is no longer configured: its runs are only ended.
-	removed bool
-	log     *slog.Logger
+	removed     bool
+	fingerprint string // the target's
+	log         *slog.Logger
 
 	slots   *slots
 	breaker circuitbreaker.CircuitBreaker[any]
@@ -73,7 +74,7 @@ type worker struct {
 
 func newWorker(e *Engine, t Target, removed bool) *worker {
 	w := &worker{
-		e: e, target: t, removed: removed,
+		e: e, target: t, removed: removed, fingerprint: t.Fingerprint(),
 		log:   e.log.With("target", t.Name),
 		polls: rate.NewLimiter(rate.Limit(e.pollsPerSecond), 1),
 		wake:  make(chan struct{}, 1), rethink: make(chan struct{}, 1),
@@ -306,8 +307,8 @@ func (w *worker) nap(at time.Time, ok bool) time.Duration {
 
 // work does one leased run's next step and journals it.
 func (w *worker) work(c ClaimedRun, asked time.Time) {
-	ctx, own, done := w.e.own(c.Lease, asked)
-	defer done()
+	ctx, own := w.e.own(c.Lease, asked)
+	defer w.e.disown(own)
 	ctx, finished := w.e.observer.Begun(ctx, c)
 	defer finished()
 	now := w.e.now()
@@ -318,7 +319,7 @@ func (w *worker) work(c ClaimedRun, asked time.Time) {
 	switch {
 	case w.removed:
 		run = ended(run, c.Lost, adapters.ReasonTargetRemoved, "the target is no longer configured", now)
-	case run.Fingerprint != w.target.Fingerprint():
+	case run.Fingerprint != w.fingerprint:
 		run = ended(run, c.Lost, adapters.ReasonTargetChanged, "the target's name now stands for another system", now)
 	case c.Expired, !now.Before(run.ExpireTime):
 		run = expired(run, c.Lost, now)
@@ -502,40 +503,42 @@ func countText(r Run) string {
 	return fmt.Sprint(r.Count)
 }
 
+// runEvents are the types of the audit events of recorded runs.
+var runEvents = map[RunState]string{
+	RunPending: "run.waiting", RunRunning: "run.progressed", RunRetrying: "run.retrying", RunSucceeded: "run.succeeded",
+	RunUnsupported: "run.unsupported", RunFailed: "run.failed", RunCancelled: "run.cancelled",
+}
+
 // runEvent is the audit event of a recorded run.
 func runEvent(c ClaimedRun, r Run, at time.Time) Event {
-	typ := map[RunState]string{
-		RunPending: "run.waiting", RunRunning: "run.progressed", RunRetrying: "run.retrying", RunSucceeded: "run.succeeded",
-		RunUnsupported: "run.unsupported", RunFailed: "run.failed", RunCancelled: "run.cancelled",
-	}[r.State]
-	return Event{Time: at, Type: typ, Caller: c.Caller, InvalidationID: c.Lease.InvalidationID, Target: r.Target, Data: runData(c, r)}
+	return Event{Time: at, Type: runEvents[r.State], Caller: c.Caller, InvalidationID: c.Lease.InvalidationID, Target: r.Target, Data: runData(c, r)}
 }
 
 func runData(c ClaimedRun, r Run) json.RawMessage {
-	data := map[string]any{"attempts": r.Attempts}
+	data := struct {
+		Attempts       int                `json:"attempts"`
+		Count          *int               `json:"count,omitempty"`
+		CountIsMinimum bool               `json:"count_is_minimum,omitempty"`
+		Message        *string            `json:"message,omitempty"`
+		Operation      string             `json:"operation,omitempty"`
+		Reason         *adapters.Reason   `json:"reason,omitempty"`
+		Selector       *adapters.Selector `json:"selector,omitempty"`
+		Terms          *Terms             `json:"terms,omitempty"`
+		Verification   string             `json:"verification,omitempty"`
+		Warnings       []adapters.Warning `json:"warnings,omitempty"`
+	}{Attempts: r.Attempts, CountIsMinimum: r.CountIsMinimum, Operation: r.Operation, Warnings: r.Warnings}
 	if c.Run.Selector == nil && r.Selector != nil {
 		// The directory has answered at last: the acceptance could not tell.
-		data["selector"] = r.Selector
-		data["terms"] = r.Terms
+		data.Selector, data.Terms = r.Selector, &r.Terms
 	}
 	if r.Counted {
-		data["count"] = r.Count
-	}
-	if r.CountIsMinimum {
-		data["count_is_minimum"] = true
+		data.Count = &r.Count
 	}
 	if r.Error != nil {
-		data["reason"] = r.Error.Reason
-		data["message"] = r.Error.Message
-	}
-	if len(r.Warnings) > 0 {
-		data["warnings"] = r.Warnings
-	}
-	if r.Operation != "" {
-		data["operation"] = r.Operation
+		data.Reason, data.Message = &r.Error.Reason, &r.Error.Message
 	}
 	if r.Verification != adapters.VerificationUnspecified {
-		data["verification"] = r.Verification.String()
+		data.Verification = r.Verification.String()
 	}
-	return mustJSON(data)
+	return mustJSON(&data)
 }

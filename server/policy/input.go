@@ -52,10 +52,11 @@ var schema = map[string]map[string]*cel.Type{
 	targetType:   {"name": cel.StringType, "kind": cel.StringType},
 }
 
-// object is a value of one of the declared types. A field that is not in it is one that the question lacks.
+// object is a value of one of the declared types.
 type object struct {
-	is     string
-	fields map[string]any
+	is string
+	// field returns what a field holds; nil if the question lacks it.
+	field func(name string) any
 }
 
 var _ ref.Val = (*object)(nil)
@@ -82,11 +83,12 @@ func (o *object) Type() ref.Type { return cel.ObjectType(o.is) }
 // Value implements [ref.Val].
 func (o *object) Value() any { return o }
 
-// set gives the object a text that may be lacking.
-func (o *object) set(field, text string) {
-	if text != "" {
-		o.fields[field] = text
+// given is what a field holds whose text may be lacking.
+func given(text string) any {
+	if text == "" {
+		return nil
 	}
+	return text
 }
 
 // provider adds the declared types to CEL's own.
@@ -119,18 +121,17 @@ func (p provider) FindStructFieldType(name, field string) (*types.FieldType, boo
 		Type: t,
 		IsSet: func(x any) bool {
 			o, ok := x.(*object)
-			return ok && present(o.fields[field])
+			return ok && present(o.field(field))
 		},
 		GetFrom: func(x any) (any, error) {
 			o, ok := x.(*object)
 			if !ok {
 				return nil, errors.New("not an object")
 			}
-			value, ok := o.fields[field]
-			if !ok {
-				return nil, fmt.Errorf("there is no %s", field)
+			if value := o.field(field); value != nil {
+				return value, nil
 			}
-			return value, nil
+			return nil, fmt.Errorf("there is no %s", field)
 		},
 	}, true
 }
@@ -147,17 +148,60 @@ func present(x any) bool {
 	return true
 }
 
-// input is what the expressions see of a question.
-func (p *Policy) input(q invalidation.Question) map[string]any {
-	var targets []ref.Val
-	for _, name := range q.Targets {
-		targets = append(targets, &object{targetType, map[string]any{"name": name, "kind": p.kinds[name]}})
+// input is what the expressions see of a question. It is made as far as they look, and once: an object equals itself only.
+type input struct {
+	question invalidation.Question
+	kinds    map[string]string // of targets, by name
+
+	caller, request *object
+	targets         ref.Val
+}
+
+var _ cel.Activation = (*input)(nil)
+
+// Parent implements [cel.Activation].
+func (*input) Parent() cel.Activation { return nil }
+
+// ResolveName implements [cel.Activation].
+func (in *input) ResolveName(name string) (any, bool) {
+	switch name {
+	case "caller":
+		if in.caller == nil {
+			in.caller = callerObject(in.question.Caller)
+		}
+		return in.caller, true
+	case "request":
+		if in.request == nil {
+			in.request = requestObject(in.question)
+		}
+		return in.request, true
+	case "targets":
+		if in.targets == nil {
+			in.targets = targetObjects(in.question.Targets, in.kinds)
+		}
+		return in.targets, true
 	}
-	return map[string]any{
-		"caller":  callerObject(q.Caller),
-		"request": requestObject(q),
-		"targets": types.NewRefValList(types.DefaultTypeAdapter, targets),
+	return nil, false
+}
+
+func targetObjects(names []string, kinds map[string]string) ref.Val {
+	targets := make([]ref.Val, len(names))
+	for i, name := range names {
+		targets[i] = targetObject(name, kinds[name])
 	}
+	return types.NewRefValList(types.DefaultTypeAdapter, targets)
+}
+
+func targetObject(name, kind string) *object {
+	return &object{targetType, func(field string) any {
+		switch field {
+		case "name":
+			return name
+		case "kind":
+			return kind
+		}
+		return nil
+	}}
 }
 
 func callerObject(c invalidation.Caller) *object {
@@ -165,15 +209,47 @@ func callerObject(c invalidation.Caller) *object {
 	if c.Facts != nil {
 		facts = *c.Facts
 	}
-	o := &object{callerType, map[string]any{"name": c.Name, "kind": c.Kind, "groups": facts.Groups, "claims": facts.Claims}}
-	if cert := facts.Certificate; cert != nil {
-		names := &object{certificateType, map[string]any{"dns": cert.DNS, "emails": cert.Emails, "uris": cert.URIs}}
-		names.set("subject", cert.Subject)
-		names.set("common_name", cert.CommonName)
-		names.set("spiffe_id", cert.SPIFFEID())
-		o.fields["certificate"] = names
+	var certificate *object
+	if facts.Certificate != nil {
+		certificate = certificateObject(facts.Certificate)
 	}
-	return o
+	return &object{callerType, func(field string) any {
+		switch field {
+		case "name":
+			return c.Name
+		case "kind":
+			return c.Kind
+		case "groups":
+			return facts.Groups
+		case "claims":
+			return facts.Claims
+		case "certificate":
+			if certificate != nil {
+				return certificate
+			}
+		}
+		return nil
+	}}
+}
+
+func certificateObject(c *invalidation.CertificateNames) *object {
+	return &object{certificateType, func(field string) any {
+		switch field {
+		case "subject":
+			return given(c.Subject)
+		case "common_name":
+			return given(c.CommonName)
+		case "spiffe_id":
+			return given(c.SPIFFEID())
+		case "dns":
+			return c.DNS
+		case "emails":
+			return c.Emails
+		case "uris":
+			return c.URIs
+		}
+		return nil
+	}}
 }
 
 func requestObject(q invalidation.Question) *object {
@@ -181,28 +257,86 @@ func requestObject(q invalidation.Question) *object {
 	if q.Call != nil {
 		call = *q.Call
 	}
-	sel := call.Selector
-	o := &object{requestType, map[string]any{
-		"method": string(q.Right), "own": q.Own, "targets": q.Targets, "names": q.Names,
-		"has_user": sel.User != nil, "has_provider": sel.Provider != nil, "has_group": sel.Group != "",
-		"has_sessions": len(sel.Sessions) > 0, "all": sel.All, "broad": q.Call != nil && sel.Broad(),
-		"labels": call.Labels, "reason": call.Reason, "on_behalf_of": call.OnBehalfOf, "priority": "normal",
+	sel := &call.Selector
+	var user, provider *object
+	if sel.User != nil {
+		user = userObject(sel.User)
+	}
+	if sel.Provider != nil {
+		provider = providerObject(sel.Provider)
+	}
+	return &object{requestType, func(field string) any {
+		switch field {
+		case "method":
+			return string(q.Right)
+		case "own":
+			return q.Own
+		case "targets":
+			return q.Targets
+		case "names":
+			return q.Names
+		case "has_user":
+			return sel.User != nil
+		case "has_provider":
+			return sel.Provider != nil
+		case "has_group":
+			return sel.Group != ""
+		case "has_sessions":
+			return len(sel.Sessions) > 0
+		case "all":
+			return sel.All
+		case "broad":
+			return q.Call != nil && sel.Broad()
+		case "user":
+			if user != nil {
+				return user
+			}
+		case "provider":
+			if provider != nil {
+				return provider
+			}
+		case "group":
+			return given(sel.Group)
+		case "labels":
+			return call.Labels
+		case "reason":
+			return call.Reason
+		case "on_behalf_of":
+			return call.OnBehalfOf
+		case "priority":
+			if call.Priority == invalidation.PriorityBulk {
+				return "bulk"
+			}
+			return "normal"
+		}
+		return nil
 	}}
-	if call.Priority == invalidation.PriorityBulk {
-		o.fields["priority"] = "bulk"
-	}
-	if u := sel.User; u != nil {
-		user := &object{userType, map[string]any{"attributes": u.Attributes, "target_usernames": u.TargetUsernames}}
-		user.set("id", u.ID)
-		user.set("email", u.Email)
-		o.fields["user"] = user
-	}
-	if x := sel.Provider; x != nil {
-		by := &object{providerType, map[string]any{}}
-		by.set("type", x.Type)
-		by.set("name", x.Name)
-		o.fields["provider"] = by
-	}
-	o.set("group", sel.Group)
-	return o
+}
+
+func userObject(u *invalidation.User) *object {
+	return &object{userType, func(field string) any {
+		switch field {
+		case "id":
+			return given(u.ID)
+		case "email":
+			return given(u.Email)
+		case "attributes":
+			return u.Attributes
+		case "target_usernames":
+			return u.TargetUsernames
+		}
+		return nil
+	}}
+}
+
+func providerObject(p *invalidation.Provider) *object {
+	return &object{providerType, func(field string) any {
+		switch field {
+		case "type":
+			return given(p.Type)
+		case "name":
+			return given(p.Name)
+		}
+		return nil
+	}}
 }

@@ -206,7 +206,7 @@ func (p *Policy) decide(ctx context.Context, q invalidation.Question, note func(
 		return Decision{Allowed: true, Terms: invalidation.Terms{Unlimited: true}}, nil
 	}
 	no := Decision{Reason: adapters.ReasonPolicyDenied}
-	in := p.input(q)
+	in := &input{question: q, kinds: p.kinds}
 	for _, r := range p.rules {
 		step := Step{Rule: r.Name, Outcome: OtherRights}
 		if !slices.Contains(r.Rights, q.Right) {

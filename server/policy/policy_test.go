@@ -117,6 +117,8 @@ func TestExpressionsSee(t *testing.T) {
 		`request.labels.ticket == "17" && request.reason == "left" && request.on_behalf_of == "carol" && request.priority == "bulk"`,
 		`request.names.logs == ["bob@corp.example", "b17"] && request.names.all(t, request.names[t].all(n, n.startsWith("b")))`,
 		`has(request.user) && has(request.user.email) && has(request.provider) && has(caller.certificate)`,
+		`caller == caller && request.user == request.user && request.provider == request.provider && targets[0] in targets`,
+		`caller.certificate == caller.certificate`,
 		`lower("ABC") == "abc" && "ABC".lowerAscii() == "abc" && "a-b".split("-")[1] == "b" && request.user.id.matches("^b.b$")`,
 	} {
 		r := allow("r", when)

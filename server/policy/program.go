@@ -110,7 +110,7 @@ func fieldsOf(checked *cel.Ast) []string {
 }
 
 // matches evaluates the expression. An error means that it could not be.
-func (p program) matches(ctx context.Context, in map[string]any) (bool, error) {
+func (p program) matches(ctx context.Context, in *input) (bool, error) {
 	out, _, err := p.cel.ContextEval(ctx, in)
 	if err != nil {
 		return false, err

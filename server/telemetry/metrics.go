@@ -106,7 +106,8 @@ func (h histogram) record(ctx context.Context, seconds float64, values ...string
 // series remembers the options that stand for label values: to make them costs more than to count.
 type series[O any] struct {
 	labels []string
-	made   sync.Map // [maxLabels]string → []O
+	mu     sync.RWMutex
+	made   map[[maxLabels]string][]O
 }
 
 const maxLabels = 4
@@ -114,15 +115,23 @@ const maxLabels = 4
 func (s *series[O]) of(values []string) []O {
 	var key [maxLabels]string
 	copy(key[:], values)
-	if o, ok := s.made.Load(key); ok {
-		return o.([]O)
+	s.mu.RLock()
+	options, ok := s.made[key]
+	s.mu.RUnlock()
+	if ok {
+		return options
 	}
 	attributes := make([]attribute.KeyValue, len(s.labels))
 	for i, l := range s.labels {
 		attributes[i] = attribute.String(l, values[i])
 	}
-	options := []O{any(metric.WithAttributeSet(attribute.NewSet(attributes...))).(O)}
-	s.made.Store(key, options)
+	options = []O{any(metric.WithAttributeSet(attribute.NewSet(attributes...))).(O)}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.made == nil {
+		s.made = map[[maxLabels]string][]O{}
+	}
+	s.made[key] = options
 	return options
 }
 

@@ -46,35 +46,51 @@ func (u *upstream) RoundTrip(req *http.Request) (*http.Response, error) {
 		req = req.Clone(ctx) // a transport must leave the request as it is
 		u.t.propagator.Inject(ctx, propagation.HeaderCarrier(req.Header))
 	}
-	began := time.Now()
+	e := exchange{u: u, ctx: ctx, span: span, method: req.Method, began: time.Now()}
 	resp, err := u.next.RoundTrip(req)
-	code := noAnswer
-	if err == nil {
-		code = strconv.Itoa(resp.StatusCode/100) + "xx"
-	}
-	end := sync.OnceFunc(func() {
-		u.t.upstreamDuration.record(ctx, time.Since(began).Seconds(), u.target, u.kind, req.Method, code)
-		if span == nil {
-			return
-		}
-		switch {
-		case err != nil:
-			span.SetAttributes(attribute.String("error.type", errorType(err)))
-			span.SetStatus(codes.Error, "")
-		case resp.StatusCode >= http.StatusBadRequest:
-			span.SetStatus(codes.Error, "")
-			fallthrough
-		default:
-			span.SetAttributes(attribute.Int("http.response.status_code", resp.StatusCode))
-		}
-		span.End()
-	})
 	if err != nil {
-		end()
+		e.failed(err)
 		return resp, err
 	}
-	resp.Body = &body{resp.Body, end}
+	resp.Body = &body{ReadCloser: resp.Body, exchange: e, status: resp.StatusCode}
 	return resp, nil
+}
+
+// exchange is a request under way.
+type exchange struct {
+	u      *upstream
+	ctx    context.Context
+	span   trace.Span // nil if there is none
+	method string
+	began  time.Time
+}
+
+func (e *exchange) record(code string) {
+	e.u.t.upstreamDuration.record(e.ctx, time.Since(e.began).Seconds(), e.u.target, e.u.kind, e.method, code)
+}
+
+// failed reports a request that no answer came for.
+func (e *exchange) failed(err error) {
+	e.record(noAnswer)
+	if e.span == nil {
+		return
+	}
+	e.span.SetAttributes(attribute.String("error.type", errorType(err)))
+	e.span.SetStatus(codes.Error, "")
+	e.span.End()
+}
+
+// answered reports a request whose answer was read.
+func (e *exchange) answered(status int) {
+	e.record(strconv.Itoa(status/100) + "xx")
+	if e.span == nil {
+		return
+	}
+	if status >= http.StatusBadRequest {
+		e.span.SetStatus(codes.Error, "")
+	}
+	e.span.SetAttributes(attribute.Int("http.response.status_code", status))
+	e.span.End()
 }
 
 // CloseIdleConnections closes those of the transport.
@@ -98,11 +114,13 @@ func errorType(err error) string {
 // body tells when it is closed, which [httpclient.Client] does when it has read all it wants.
 type body struct {
 	io.ReadCloser
-	closed func()
+	exchange
+	status int
+	once   sync.Once
 }
 
 // Close closes the body.
 func (b *body) Close() error {
-	defer b.closed()
+	defer b.once.Do(func() { b.answered(b.status) })
 	return b.ReadCloser.Close()
 }
