@@ -159,6 +159,8 @@ type Options struct {
 // Client sends requests to one target. It is safe for concurrent use.
 type Client struct {
 	base *url.URL
+	root string // the base URL up to its path
+	path string // its path, escaped
 	// transport is used as it is, without an [http.Client]. So a redirect is an answer like any other: following one would
 	// carry a kill to another host.
 	transport http.RoundTripper
@@ -195,6 +197,8 @@ func New(o Options) (*Client, error) {
 	}
 	c := &Client{
 		base:      o.BaseURL,
+		root:      o.BaseURL.Scheme + "://" + o.BaseURL.Host,
+		path:      o.BaseURL.EscapedPath(),
 		transport: transport,
 		timeout:   o.Timeout,
 		maxBody:   o.MaxBody,
@@ -343,7 +347,7 @@ func (c *Client) request(ctx context.Context, call Call) (*http.Request, error) 
 		return nil, adapters.Errorf(adapters.Rejected, "the request's URL is malformed")
 	}
 	// A name that was not escaped must not change where the request goes, nor cut a filter short.
-	if u := req.URL; u.EscapedPath() != c.base.EscapedPath()+call.Path || dotted(u.Path) || u.Fragment != "" ||
+	if u := req.URL; u.EscapedPath() != c.path+call.Path || dotted(u.Path) || u.Fragment != "" ||
 		strings.ContainsFunc(u.RawQuery, unescaped) {
 		return nil, adapters.Errorf(adapters.Rejected, "the request's URL is malformed")
 	}
@@ -359,26 +363,28 @@ func (c *Client) request(ctx context.Context, call Call) (*http.Request, error) 
 		}
 	}
 	if call.JSON != nil {
-		t := call.ContentType
-		if t == "" {
-			t = "application/json"
+		req.Header["Content-Type"] = asJSON
+		if call.ContentType != "" {
+			req.Header.Set("Content-Type", call.ContentType)
 		}
-		req.Header.Set("Content-Type", t)
 	}
 	if req.Header.Get("Accept") == "" {
-		req.Header.Set("Accept", "application/json")
+		req.Header["Accept"] = asJSON
 	}
 	// http.Transport repeats a request on its own when a reused connection turns out to be closed and nothing was
 	// written; that is harmless, and the only repetition there is.
 	return req, nil
 }
 
+// asJSON is a header's value, shared by all requests.
+var asJSON = []string{"application/json"}
+
 // unescaped reports whether r cannot stand in a request line.
 func unescaped(r rune) bool { return r <= ' ' || r >= 0x7f }
 
 // URL is where a call goes.
 func (c *Client) URL(call Call) string {
-	u := c.base.Scheme + "://" + c.base.Host + c.base.EscapedPath() + call.Path
+	u := c.root + c.path + call.Path
 	if call.Query != "" {
 		u += "?" + call.Query
 	}

@@ -112,13 +112,12 @@ type origin struct {
 
 // originOf finds out where a call comes from. gateway says that the REST gateway made it for somebody else.
 func originOf(ctx context.Context, gateway bool) (o origin, err error) {
-	md, _ := metadata.FromIncomingContext(ctx)
-	o.credentials.Authorization = md.Get("authorization")
+	o.credentials.Authorization = metadata.ValueFromIncomingContext(ctx, "authorization")
 	if gateway {
-		if a := md.Get(mdAddress); len(a) == 1 {
+		if a := metadata.ValueFromIncomingContext(ctx, mdAddress); len(a) == 1 {
 			o.address = a[0]
 		}
-		for _, der := range md.Get(mdCertificate) {
+		for _, der := range metadata.ValueFromIncomingContext(ctx, mdCertificate) {
 			c, err := x509.ParseCertificate([]byte(der))
 			if err != nil {
 				return origin{}, fmt.Errorf("read the certificate of a REST client: %w", err)

@@ -4,6 +4,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -86,7 +87,7 @@ func formsOf(name string) (all []string) {
 	for _, s := range names {
 		for _, form := range []string{s, before(s, strings.IndexByte(s, '@')), before(s, strings.LastIndexByte(s, '@'))} {
 			for _, form := range []string{form, after(form, strings.IndexByte(form, '\\')), after(form, strings.LastIndexByte(form, '\\'))} {
-				if form = strings.TrimSpace(form); form != "" {
+				if form = strings.TrimSpace(form); form != "" && !slices.Contains(all, form) {
 					all = append(all, form)
 				}
 			}
