@@ -108,6 +108,9 @@ const (
 	memoryBuffer = 256 << 10
 	// maxReply bounds what the gateway takes from the gRPC server. Both are this process: it only has to be enough.
 	maxReply = 64 << 20
+	// memoryWindow is how much of the gateway's replies may be on their way to it. It is constant because there is nothing to
+	// find out about the way.
+	memoryWindow = 4 << 20
 	// maxStreams is how many calls one connection may have under way.
 	maxStreams = 1000
 	// maxHeader bounds the headers of a request; maxMemoryHeader those of a call by the gateway, which also hold the
@@ -203,6 +206,8 @@ func New(parts Parts) (*Server, error) {
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxReply)),
 		grpc.WithMaxHeaderListSize(maxMemoryHeader),
+		grpc.WithStaticStreamWindowSize(memoryWindow),
+		grpc.WithStaticConnWindowSize(memoryWindow),
 		grpc.WithDisableServiceConfig(),
 	)
 	if err != nil {

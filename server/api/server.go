@@ -28,6 +28,12 @@ type Door struct {
 	Gateway bool
 }
 
+// How many bytes of a request, and of all requests of a connection, may be on their way without having been taken.
+const (
+	streamWindow = MaxMessage
+	connWindow   = 4 * MaxMessage
+)
+
 // NewServer returns a gRPC server that serves s behind the interceptors that every way in shares. More services and
 // options (credentials, say) may be added.
 func NewServer(s *Service, door Door, opts ...grpc.ServerOption) *grpc.Server {
@@ -39,6 +45,9 @@ func NewServer(s *Service, door Door, opts ...grpc.ServerOption) *grpc.Server {
 		grpc.ForceServerCodecV2(newCodec()),
 		// More than is allowed, so that a request which is too large by a little is told what is wrong with it.
 		grpc.MaxRecvMsgSize(2*MaxMessage),
+		// Constant windows: to find out what a connection could carry, a server pings the client after almost every request.
+		grpc.StaticStreamWindowSize(streamWindow),
+		grpc.StaticConnWindowSize(connWindow),
 		grpc.ChainUnaryInterceptor(c.unary),
 		grpc.ChainStreamInterceptor(c.stream),
 	)
