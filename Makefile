@@ -89,17 +89,20 @@ demo: ## three emulators, people signed in, one of them signed out everywhere
 .PHONY: test
 test: lint verify test-race test-allocations ## everything: lint, generated code, all tests with the race detector
 
+# What has a baseline of allocations in its testdata.
+ALLOCATING := ./server ./server/gateway ./server/identity ./server/store/sqlite
+
 # The race detector allocates, too.
 .PHONY: test-allocations
 test-allocations:
-	@echo "==> go test, without the race detector: what an accepted request allocates"
-	$(GO) test -count=1 -run '^TestAllocations$$' ./server
+	@echo "==> go test, without the race detector: what hot paths allocate"
+	$(GO) test -count=1 -run '^TestAllocations$$' $(ALLOCATING)
 
 .PHONY: allocations
-allocations: ## measure anew what an accepted request allocates: the baseline of make test
-	@echo "==> allocations: write server/testdata/allocations.json"
-	$(GO) test -count=1 -run '^TestAllocations$$' ./server -update
-	git --no-pager diff --stat -- server/testdata/allocations.json
+allocations: ## measure anew what hot paths allocate: the baselines of make test
+	@echo "==> allocations: write testdata/allocations.json"
+	$(GO) test -count=1 -run '^TestAllocations$$' $(ALLOCATING) -update-allocations
+	git --no-pager diff --stat -- '*/testdata/allocations.json'
 
 .PHONY: test-race
 test-race: cc

@@ -3,14 +3,11 @@ package server_test
 import (
 	"bytes"
 	"context"
-	"encoding/json"
-	"flag"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
 	"path/filepath"
 	"testing"
 
@@ -22,11 +19,10 @@ import (
 	"github.com/endsession/endsession/adapters/httpclient"
 	endsessionv1 "github.com/endsession/endsession/gen/endsession/v1"
 	"github.com/endsession/endsession/server"
+	"github.com/endsession/endsession/server/alloctest"
 	"github.com/endsession/endsession/server/auth"
 	"github.com/endsession/endsession/server/config"
 )
-
-var update = flag.Bool("update", false, "rewrite the baseline of allocations")
 
 // counter is a target that answers everything alike: what remains is what the gateway costs.
 type counter struct{ client *httpclient.Client }
@@ -149,47 +145,8 @@ func ways(t testing.TB) map[string]func() {
 	}
 }
 
-// TestAllocations holds what an accepted request allocates, the client's part included, to a committed baseline: unlike
-// time it is nearly the same everywhere. With -update the baseline is written.
-func TestAllocations(t *testing.T) {
-	if raceDetector {
-		t.Skip("the race detector allocates, too: make test runs this test once more without it")
-	}
-	const file = "testdata/allocations.json"
-	// In each run is also what happens beside calls, now and then.
-	const runs, growth = 300, 1.10
-	found := map[string]float64{}
-	for way, call := range ways(t) {
-		for range 100 { // statements are prepared, pools filled
-			call()
-		}
-		found[way] = testing.AllocsPerRun(runs, call)
-	}
-	if *update {
-		text, err := json.MarshalIndent(found, "", "  ")
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(file, append(text, '\n'), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		return
-	}
-	text, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var baseline map[string]float64
-	if err := json.Unmarshal(text, &baseline); err != nil {
-		t.Fatal(err)
-	}
-	for way, got := range found {
-		t.Logf("%s: %.0f allocations per request, baseline %.0f", way, got, baseline[way])
-		if got > baseline[way]*growth {
-			t.Errorf("%s: %.0f allocations per accepted request, want at most a tenth more than %.0f; if that is meant, make allocations", way, got, baseline[way])
-		}
-	}
-}
+// TestAllocations is about an accepted request, the client's part included.
+func TestAllocations(t *testing.T) { alloctest.Compare(t, ways(t)) }
 
 // BenchmarkInvalidate is a whole request, from the client to the last answer of three targets and back.
 func BenchmarkInvalidate(b *testing.B) {

@@ -28,6 +28,7 @@ var layers = []layer{
 	{"server/auth", []string{"server/invalidation"}, "knows who calls; neither how calls arrive nor what callers may do"},
 	{"server/auth/authtest", nil, "an OpenID provider must not share code with what judges its tokens"},
 	{"server/gateway", []string{"server/api", "gen/endsession/v1", "gen/openapi"}, "dials the gRPC server like any client; the engine is out of its reach, so it cannot go round the interceptors"},
+	{"server/alloctest", nil, "measures whatever it is given"},
 	{"server/config", []string{"server/config/strictyaml", "server/invalidation", "adapters", "adapters/secret"}, "knows the shape of the file, not what the settings do"},
 	{"server/config/manual", []string{"server/config", "server/config/strictyaml", "server/invalidation", "adapters", "adapters/secret"}, "describes the types that the configuration is decoded into; only what generates documents needs it"},
 	{"server/config/strictyaml", []string{"adapters/secret"}, "reads YAML"},
@@ -93,7 +94,7 @@ var fences = []fence{
 	},
 	{
 		[]string{"testing"},
-		[]string{"server/store/storetest", "server/store/postgres/pgtest", "server/identity/ldap/slapdtest", "adapters/adaptertest", "adapters/*/*test"},
+		[]string{"server/alloctest", "server/store/storetest", "server/store/postgres/pgtest", "server/identity/ldap/slapdtest", "adapters/adaptertest", "adapters/*/*test"},
 		"only what tests others may import package testing",
 	},
 }
