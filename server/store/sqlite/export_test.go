@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/endsession/endsession/server/invalidation"
+	sqlite "modernc.org/sqlite"
 )
 
 // WithVFS has the database opened through another of SQLite's virtual file systems.
@@ -100,4 +101,13 @@ func (s *Store) Query(ctx context.Context, query string) error {
 // Break has the writer drop its connection, as an outage does.
 func (s *Store) Break(ctx context.Context) error {
 	return s.change(ctx, func(*tx) error { return unavailable(errors.New("broken by a test")) })
+}
+
+// PagesWritten is how many pages the writer's connection has written to the log.
+func (s *Store) PagesWritten(ctx context.Context) (pages int, err error) {
+	err = s.change(ctx, func(t *tx) (err error) {
+		pages, _, err = t.conn.c.(sqlite.DBStatus).Status(sqlite.DBStatusCacheWrite, false)
+		return err
+	})
+	return pages, err
 }
