@@ -92,6 +92,7 @@ var laws = []struct {
 	{"Record/ComputesTheState", recordComputesTheState},
 	{"Record/WritesEventsWithTheChange", recordWritesEvents},
 	{"Record/OfRunsThatBeganAtOnce", recordOfStarted},
+	{"Record/OfWhateverBeganAtOnce", recordOfWhateverBegan},
 	{"Record/BesideWhatIsRefused", recordBesideWhatIsRefused},
 	{"Renew/ProlongsLeases", renewProlongs},
 	{"Release/TakesTheClaimBack", releaseTakesBack},

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/endsession/endsession/adapters"
 	"github.com/endsession/endsession/server/invalidation"
 )
 
@@ -138,5 +139,56 @@ func recordBesideWhatIsRefused(t *testing.T, h Harness) {
 			t.Fatalf("%s, revision %d", got.State, got.Revision)
 		}
 		equal(t, "events", len(eventsOf(t, h, s, inv.ID)), 4)
+	}
+}
+
+// recordOfWhateverBegan has runs begin with each of the things that a run can have, and answers with each: what was
+// recorded is there, and nothing of what was there before.
+func recordOfWhateverBegan(t *testing.T, h Harness) {
+	s := h.Open(t)
+	at := now(t, s)
+	things := []struct {
+		name string
+		set  func(*invalidation.Run)
+	}{
+		{"nothing", func(*invalidation.Run) {}},
+		{"a count", func(r *invalidation.Run) { r.Counted, r.Count = true, 3 }},
+		{"a minimum", func(r *invalidation.Run) { r.CountIsMinimum = true }},
+		{"a verification", func(r *invalidation.Run) { r.Verification = adapters.ConfirmedByList }},
+		{"what was covered", func(r *invalidation.Run) { r.Covered = []string{"saml"} }},
+		{"a warning", func(r *invalidation.Run) {
+			r.Warnings = []adapters.Warning{{Code: "NO_SESSION_MATCHED", Message: "nobody"}}
+		}},
+		{"sessions", func(r *invalidation.Run) { r.Sessions = []adapters.Session{{ID: "s"}} }},
+		{"truncated sessions", func(r *invalidation.Run) { r.SessionsTruncated = true }},
+		{"an operation", func(r *invalidation.Run) { r.Operation = "task 7" }},
+		{"an error", func(r *invalidation.Run) { r.Error = &invalidation.RunError{Reason: "EXPIRED", Message: "late"} }},
+		{"retries", func(r *invalidation.Run) { r.Retry.Failures = 2 }},
+		{"what to resume", func(r *invalidation.Run) { r.Resume = []byte(`{"at":1}`) }},
+		{"a next attempt", func(r *invalidation.Run) { r.NextAttemptTime = at.Add(time.Minute) }},
+		{"another attempt", func(r *invalidation.Run) { r.Attempts = 2 }},
+		{"another beginning", func(r *invalidation.Run) { r.StartTime = at.Add(-time.Minute) }},
+	}
+	for _, before := range things {
+		for _, after := range things {
+			a := asked(at, "a")
+			a.Start, a.LeaseLength = []int{0}, time.Hour
+			before.set(&a.Invalidation.Runs[0])
+			inv, leases := accept(t, s, a)
+			equal(t, "accepted with "+before.name, get(t, s, inv.ID), inv)
+			run := pending(at, "a")
+			run.Attempts, run.StartTime = 1, inv.Runs[0].StartTime
+			after.set(&run)
+			if run.NextAttemptTime.IsZero() {
+				run = ended(run, invalidation.RunSucceeded, at)
+			} else {
+				run = retrying(run, run.NextAttemptTime)
+			}
+			record(t, s, leases[0], run)
+			equal(t, "recorded with "+after.name+" after "+before.name, get(t, s, inv.ID).Runs[0], run)
+			if t.Failed() {
+				return
+			}
+		}
 	}
 }
