@@ -15,17 +15,23 @@ import (
 const (
 	selectRequest = `SELECT id, request_digest FROM invalidations WHERE caller_kind = ?1 AND caller_name = ?2 AND request_id = ?3`
 
-	insertInvalidation = `INSERT INTO invalidations (id, state, revision, unfinished, allow_unsupported, priority, create_time, complete_time,
+	// A caller's request id is taken once; otherwise nothing is inserted.
+	insertInvalidation = `INSERT OR FAIL INTO invalidations (id, state, revision, unfinished, allow_unsupported, priority, create_time, complete_time,
   caller_kind, caller_name, request_id, request_digest, user_id, retry_of, selector, call, facts)
-VALUES (?, ?, 1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`
+VALUES (?, ?, 1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (caller_kind, caller_name, request_id) WHERE request_id IS NOT NULL DO NOTHING`
 
-	insertLabel = `INSERT INTO labels (key, value, invalidation_id) VALUES (?, ?, ?)`
+	insertLabel = `INSERT OR FAIL INTO labels (key, value, invalidation_id) VALUES (?, ?, ?)`
 
-	insertRun = `INSERT INTO runs (invalidation_id, idx, target, kind, fingerprint, priority, expire_time,
-  lease_owner, lease_token, lease_until, lease_from,
-  state, open, attempts, next_attempt_time, start_time, complete_time, counted, count, count_is_minimum, verification,
-  sessions_truncated, operation, error, retry, resume, covered, warnings, sessions, selector, terms)
+	insertRun = `INSERT OR FAIL INTO runs (invalidation_id, idx, target, kind, fingerprint, priority, expire_time, selector, terms,
+  lease_owner, lease_token, lease_until, lease_from, ` + outcomeColumns + `)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`
+
+	// A run that begins mostly has no outcome yet.
+	insertStarted = `INSERT OR FAIL INTO runs (invalidation_id, idx, target, kind, fingerprint, priority, expire_time, selector, terms,
+  lease_owner, lease_until, start_time, warnings,
+  lease_token, lease_from, state, open, attempts, counted, count, count_is_minimum, sessions_truncated)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, 'PENDING', 'RUNNING', 1, 1, 0, 0, 0, 0)`
 )
 
 // acceptance is an [invalidation.Acceptance] as the journal will have it, prepared by the caller's goroutine.
@@ -36,9 +42,19 @@ type acceptance struct {
 	selector   driver.Value
 	call       driver.Value
 	facts      driver.Value
-	runs       [][]driver.Value // their outcomes
-	start      []bool           // by run
+	runs       []acceptedRun
 }
+
+// acceptedRun is one of its runs.
+type acceptedRun struct {
+	start           bool
+	selector, terms driver.Value
+	outcome         []driver.Value
+	plain           bool // it begins, and there is no outcome but warnings
+}
+
+// errRequested says that the request id is known already. Nothing was written.
+var errRequested = errors.New("the request id is known")
 
 // Accept journals a new invalidation.
 func (s *Store) Accept(ctx context.Context, a invalidation.Acceptance) (invalidation.Invalidation, bool, []invalidation.Lease, error) {
@@ -53,19 +69,16 @@ func (s *Store) Accept(ctx context.Context, a invalidation.Acceptance) (invalida
 	)
 	err = s.change(ctx, func(t *tx) (err error) {
 		replayed = false // it may have been true before what it found was undone
-		if a.RequestID != "" {
-			// The table is read as it is: request ids are never put off.
-			id, err := requested(t.conn, a.Invalidation.Caller, a.RequestID, a.Digest)
-			if err == nil {
-				replayed = true
-				inv, err = t.load(id)
-			}
-			if !errors.Is(err, invalidation.ErrNotFound) {
-				return err
-			}
-		}
 		inv = p.inv
 		leases, err = p.insert(t)
+		if errors.Is(err, errRequested) {
+			replayed = true
+			var id string
+			// The table is read as it is: request ids are never put off.
+			if id, err = requested(t.conn, a.Invalidation.Caller, a.RequestID, a.Digest); err == nil {
+				inv, err = t.load(id)
+			}
+		}
 		return err
 	})
 	if err != nil {
@@ -75,9 +88,9 @@ func (s *Store) Accept(ctx context.Context, a invalidation.Acceptance) (invalida
 }
 
 func prepareAcceptance(a invalidation.Acceptance, now time.Time) (*acceptance, error) {
-	p := &acceptance{Acceptance: a, inv: a.Invalidation, start: make([]bool, len(a.Invalidation.Runs))}
+	p := &acceptance{Acceptance: a, inv: a.Invalidation, runs: make([]acceptedRun, len(a.Invalidation.Runs))}
 	for _, i := range a.Start {
-		p.start[i] = true
+		p.runs[i].start = true
 	}
 	inv := &p.inv
 	inv.Revision = 1
@@ -86,11 +99,12 @@ func prepareAcceptance(a invalidation.Acceptance, now time.Time) (*acceptance, e
 	inv.Runs = slices.Clone(inv.Runs)
 	states := make([]invalidation.RunState, len(inv.Runs))
 	for i, r := range inv.Runs {
-		if r.State != invalidation.RunPending && (p.start[i] || !r.State.Final()) {
+		run := &p.runs[i]
+		if r.State != invalidation.RunPending && (run.start || !r.State.Final()) {
 			return nil, fmt.Errorf("%w: a run is accepted as %s", invalidation.ErrIllegalTransition, r.State)
 		}
 		r.Open = false
-		if p.start[i] {
+		if run.start {
 			r.State = invalidation.RunRunning
 			r.Open = true
 			r.Attempts = 1
@@ -98,15 +112,14 @@ func prepareAcceptance(a invalidation.Acceptance, now time.Time) (*acceptance, e
 			r.NextAttemptTime = time.Time{}
 		}
 		r = r.Kept(inv.CreateTime)
-		values, err := outcome(r)
-		if err != nil {
+		var err error
+		if run.outcome, err = outcome(r); err != nil {
 			return nil, err
 		}
-		selector, terms, err := resolved(r)
-		if err != nil {
+		if run.selector, run.terms, err = resolved(r); err != nil {
 			return nil, err
 		}
-		p.runs = append(p.runs, append(values, selector, terms))
+		run.plain = run.start && plain(r) && unanswered(r)
 		inv.Runs[i] = r
 		states[i] = r.State
 		if !r.State.Final() {
@@ -173,10 +186,16 @@ func (p *acceptance) insert(t *tx) ([]invalidation.Lease, error) {
 		digest = slices.Concat([]byte{}, p.Digest) // never NULL
 	}
 	priority := int64(inv.Call.Priority)
-	if _, err := t.put(insertInvalidation, inv.ID, string(inv.State), int64(p.unfinished), inv.Call.AllowUnsupported, priority,
+	wrote := t.wrote
+	n, err := t.put(insertInvalidation, inv.ID, string(inv.State), int64(p.unfinished), inv.Call.AllowUnsupported, priority,
 		inv.CreateTime.UnixMicro(), micros(inv.CompleteTime), inv.Caller.Kind, inv.Caller.Name,
-		orNull(p.RequestID), digest, user, orNull(inv.RetryOf), p.selector, p.call, p.facts); err != nil {
+		orNull(p.RequestID), digest, user, orNull(inv.RetryOf), p.selector, p.call, p.facts)
+	switch {
+	case err != nil:
 		return nil, err
+	case n == 0:
+		t.wrote = wrote
+		return nil, errRequested
 	}
 	for k, v := range inv.Call.Labels {
 		if _, err := t.put(insertLabel, k, v, inv.ID); err != nil {
@@ -184,20 +203,31 @@ func (p *acceptance) insert(t *tx) ([]invalidation.Lease, error) {
 		}
 	}
 	var leases []invalidation.Lease
-	for i, r := range inv.Runs {
-		values := []driver.Value{inv.ID, int64(i), r.Target, r.Kind, r.Fingerprint, priority, r.ExpireTime.UnixMicro()}
-		if p.start[i] {
-			l := invalidation.Lease{InvalidationID: inv.ID, Run: i, Owner: p.Owner, Token: 1, Until: invalidation.Moment(t.now.Add(p.LeaseLength))}
-			leases = append(leases, l)
-			values = append(values, l.Owner, l.Token, l.Until.UnixMicro(), string(invalidation.RunPending))
-		} else {
-			values = append(values, nil, int64(0), nil, nil)
+	until := invalidation.Moment(t.now.Add(p.LeaseLength))
+	for i := range inv.Runs {
+		r, run := &inv.Runs[i], &p.runs[i]
+		values := make([]driver.Value, 0, insertedColumns)
+		values = append(values, inv.ID, int64(i), r.Target, r.Kind, r.Fingerprint, priority, r.ExpireTime.UnixMicro(), run.selector, run.terms)
+		if run.start {
+			leases = append(leases, invalidation.Lease{InvalidationID: inv.ID, Run: i, Owner: p.Owner, Token: 1, Until: until})
 		}
-		if _, err := t.put(insertRun, append(values, p.runs[i]...)...); err != nil {
+		statement := insertRun
+		switch {
+		case run.plain:
+			statement = insertStarted
+			values = append(values, p.Owner, until.UnixMicro(), r.StartTime.UnixMicro(), run.outcome[warningsColumn])
+		case run.start:
+			values = append(values, p.Owner, int64(1), until.UnixMicro(), string(invalidation.RunPending))
+			values = append(values, run.outcome...)
+		default:
+			values = append(values, nil, int64(0), nil, nil)
+			values = append(values, run.outcome...)
+		}
+		if _, err := t.put(statement, values...); err != nil {
 			return nil, err
 		}
 	}
 	t.touch(inv.ID, inv.Revision)
-	t.know(*inv, leases)
+	t.know(p, leases)
 	return leases, t.audit(p.Events)
 }

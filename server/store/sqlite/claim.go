@@ -27,26 +27,26 @@ FROM runs AS r INDEXED BY runs_due CROSS JOIN invalidations AS i ON i.id = r.inv
 WHERE r.target = ?1 AND r.priority = ?2 AND r.due_time <= ?3 AND r.expire_time <= ?3
 ORDER BY r.due_time, r.invalidation_id, r.idx LIMIT +?4`
 
-	leaseRun = `UPDATE runs SET state = ?3, open = ?4, attempts = ?5, next_attempt_time = ?6, start_time = ?7,
+	leaseRun = `UPDATE OR FAIL runs SET state = ?3, open = ?4, attempts = ?5, next_attempt_time = ?6, start_time = ?7,
   lease_owner = ?8, lease_token = ?9, lease_until = ?10, lease_from = ?11
 WHERE invalidation_id = ?1 AND idx = ?2`
 
-	keptLease = `UPDATE runs SET lease_owner = ?3, lease_token = ?4, lease_until = ?5, lease_from = 'KEPT'
+	keptLease = `UPDATE OR FAIL runs SET lease_owner = ?3, lease_token = ?4, lease_until = ?5, lease_from = 'KEPT'
 WHERE invalidation_id = ?1 AND idx = ?2`
 
-	raiseRevision = `UPDATE invalidations SET revision = revision + 1 WHERE id = ?1`
+	raiseRevision = `UPDATE OR FAIL invalidations SET revision = revision + 1 WHERE id = ?1`
 
-	renewLease = `UPDATE runs SET lease_until = ?5
+	renewLease = `UPDATE OR FAIL runs SET lease_until = ?5
 WHERE invalidation_id = ?1 AND idx = ?2 AND lease_owner = ?3 AND lease_token = ?4 AND lease_until > ?6`
 
 	selectLease = `SELECT r.state, r.attempts, r.lease_from FROM runs AS r
 WHERE r.invalidation_id = ?1 AND r.idx = ?2 AND r.lease_owner = ?3 AND r.lease_token = ?4 AND r.lease_until > ?5`
 
-	releaseRun = `UPDATE runs SET state = ?3, open = ?4, attempts = ?5, start_time = CASE WHEN ?5 > 0 THEN start_time END,
+	releaseRun = `UPDATE OR FAIL runs SET state = ?3, open = ?4, attempts = ?5, start_time = CASE WHEN ?5 > 0 THEN start_time END,
   next_attempt_time = ?6, lease_owner = NULL, lease_until = NULL, lease_from = NULL
 WHERE invalidation_id = ?1 AND idx = ?2`
 
-	releaseKept = `UPDATE runs SET next_attempt_time = ?3, lease_owner = NULL, lease_until = NULL, lease_from = NULL
+	releaseKept = `UPDATE OR FAIL runs SET next_attempt_time = ?3, lease_owner = NULL, lease_until = NULL, lease_from = NULL
 WHERE invalidation_id = ?1 AND idx = ?2`
 
 	// A leased run is due when its lease ends.

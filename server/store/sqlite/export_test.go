@@ -20,10 +20,10 @@ func (o Options) WithVFS(name string) Options {
 // Statements are all the statements that are prepared once, by name.
 var Statements = map[string]string{
 	"select invalidation": selectInvalidation, "select runs": selectRuns, "insert event": insertEvent, "end leases": endLeases,
-	"select request": selectRequest, "insert invalidation": insertInvalidation, "insert label": insertLabel, "insert run": insertRun,
+	"select request": selectRequest, "insert invalidation": insertInvalidation, "insert label": insertLabel, "insert run": insertRun, "insert started run": insertStarted,
 	"select due": selectDue, "select due, expired": selectDueExpired, "lease run": leaseRun, "keep and lease run": keptLease,
 	"raise revision": raiseRevision, "renew lease": renewLease, "select lease": selectLease, "release run": releaseRun,
-	"release kept run": releaseKept, "select next due": selectNextDue, "select leased": selectLeased, "update run": updateRun,
+	"release kept run": releaseKept, "select next due": selectNextDue, "select leased": selectLeased, "update run": updateRun, "update outcome": updateOutcome, "update end": updateEnd, "count runs": countRuns, "end count": endCount,
 	"count down": countDown, "finish invalidation": finishInvalidation, "select run states": selectRunStates,
 	"upsert pause": upsertPause, "delete pause": deletePause, "select pauses": selectPauses, "delete completed": deleteCompleted,
 	"select unfinished": selectUnfinished, "select events": selectEvents,

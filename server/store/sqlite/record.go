@@ -15,19 +15,23 @@ FROM runs AS r CROSS JOIN invalidations AS i ON i.id = r.invalidation_id
 WHERE r.invalidation_id = ?1 AND r.idx = ?2 AND r.lease_owner = ?3 AND r.lease_token = ?4 AND r.lease_until > ?5`
 
 	// The lease ends with every outcome.
-	setOutcome = `UPDATE runs SET lease_owner = NULL, lease_until = NULL, lease_from = NULL,
-  state = ?, open = ?, attempts = ?, next_attempt_time = ?, start_time = ?, complete_time = ?, counted = ?, count = ?,
-  count_is_minimum = ?, verification = ?, sessions_truncated = ?, operation = ?, error = ?, retry = ?, resume = ?, covered = ?,
-  warnings = ?, sessions = ?`
+	setOutcome = `UPDATE OR FAIL runs SET lease_owner = NULL, lease_until = NULL, lease_from = NULL,
+  state = ?, complete_time = ?, counted = ?, count = ?, count_is_minimum = ?, verification = ?, covered = ?, warnings = ?, sessions = ?,
+  open = ?`
 
-	updateRun = setOutcome + `, selector = ?, terms = ? WHERE invalidation_id = ? AND idx = ?`
+	setWhole = setOutcome + `, attempts = ?, start_time = ?, next_attempt_time = ?, sessions_truncated = ?, operation = ?, error = ?, retry = ?, resume = ?`
+
+	updateRun = setWhole + `, selector = ?, terms = ? WHERE invalidation_id = ? AND idx = ?`
 
 	// A run that began when it was accepted has its selector and terms already.
-	updateOutcome = setOutcome + ` WHERE invalidation_id = ? AND idx = ? AND lease_owner = ? AND lease_token = ?`
+	updateOutcome = setWhole + ` WHERE invalidation_id = ? AND idx = ? AND lease_owner = ? AND lease_token = ?`
 
-	countDown = `UPDATE invalidations SET revision = revision + 1, unfinished = ?2 WHERE id = ?1`
+	// The end of its first attempt mostly leaves the rest as it is.
+	updateEnd = setOutcome + ` WHERE invalidation_id = ? AND idx = ? AND lease_owner = ? AND lease_token = ?`
 
-	finishInvalidation = `UPDATE invalidations SET revision = revision + 1, unfinished = 0, state = ?2, complete_time = ?3 WHERE id = ?1`
+	countDown = `UPDATE OR FAIL invalidations SET revision = revision + 1, unfinished = ?2 WHERE id = ?1`
+
+	finishInvalidation = `UPDATE OR FAIL invalidations SET revision = revision + 1, unfinished = 0, state = ?2, complete_time = ?3 WHERE id = ?1`
 
 	selectRunStates = `SELECT r.state, r.complete_time FROM runs AS r WHERE r.invalidation_id = ?1 ORDER BY r.idx`
 )
@@ -63,7 +67,11 @@ func (t *tx) recordKnown(h *head, l invalidation.Lease, run invalidation.Run, va
 	if old := h.runs[l.Run].state; !old.CanBecome(run.State) {
 		return invalidation.Head{}, fmt.Errorf("%w: %s to %s", invalidation.ErrIllegalTransition, old, run.State)
 	}
-	n, err := t.put(updateOutcome, append(values, l.InvalidationID, int64(l.Run), l.Owner, l.Token)...)
+	statement := updateOutcome
+	if began := h.runs[l.Run]; began.plain && plain(run) && run.StartTime.Equal(began.startTime) {
+		statement, values = updateEnd, values[:endColumns:endColumns]
+	}
+	n, err := t.put(statement, append(values, l.InvalidationID, int64(l.Run), l.Owner, l.Token)...)
 	if err == nil && n != 1 {
 		err = fmt.Errorf("%d runs changed", n)
 	}

@@ -119,6 +119,32 @@ func orNull(s string) driver.Value {
 	return s
 }
 
+// outcomeColumns are what changes of a run, in the order of outcome.
+const outcomeColumns = `state, complete_time, counted, count, count_is_minimum, verification, covered, warnings, sessions,
+  open, attempts, start_time, next_attempt_time, sessions_truncated, operation, error, retry, resume`
+
+const (
+	// insertedColumns is how many insertRun names.
+	insertedColumns = 31
+	// warningsColumn is one of them.
+	warningsColumn = 7
+	// endColumns is how many of them, from the first, the end of a run's first attempt mostly changes.
+	endColumns = 10
+)
+
+// plain reports whether the rest of them is as it is at the beginning of the first attempt, but for what begins and ends
+// it.
+func plain(run invalidation.Run) bool {
+	return run.Attempts == 1 && run.NextAttemptTime.IsZero() && !run.SessionsTruncated && run.Operation == "" && run.Error == nil &&
+		run.Retry == invalidation.RetryState{} && len(run.Resume) == 0
+}
+
+// unanswered reports whether there is nothing in the first of them but a state and warnings.
+func unanswered(run invalidation.Run) bool {
+	return !run.Counted && !run.CountIsMinimum && run.Verification == adapters.VerificationUnspecified &&
+		len(run.Covered) == 0 && len(run.Sessions) == 0
+}
+
 // outcome is the part of a run that changes.
 func outcome(run invalidation.Run) ([]driver.Value, error) {
 	e := encoder{}
@@ -127,15 +153,15 @@ func outcome(run invalidation.Run) ([]driver.Value, error) {
 		verification = run.Verification.String()
 	}
 	values := []driver.Value{
-		string(run.State), run.Open, int64(run.Attempts), micros(run.NextAttemptTime), micros(run.StartTime),
-		micros(run.CompleteTime), run.Counted, int64(run.Count), run.CountIsMinimum, verification, run.SessionsTruncated,
+		string(run.State), micros(run.CompleteTime), run.Counted, int64(run.Count), run.CountIsMinimum, verification,
+		e.json(run.Covered, len(run.Covered) > 0),
+		e.json(run.Warnings, len(run.Warnings) > 0),
+		e.json(run.Sessions, len(run.Sessions) > 0),
+		run.Open, int64(run.Attempts), micros(run.StartTime), micros(run.NextAttemptTime), run.SessionsTruncated,
 		orNull(run.Operation),
 		e.json(run.Error, run.Error != nil),
 		e.json(run.Retry, run.Retry != invalidation.RetryState{}),
 		orNull(string(run.Resume)),
-		e.json(run.Covered, len(run.Covered) > 0),
-		e.json(run.Warnings, len(run.Warnings) > 0),
-		e.json(run.Sessions, len(run.Sessions) > 0),
 	}
 	return values, e.err
 }

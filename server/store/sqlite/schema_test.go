@@ -53,7 +53,7 @@ VALUES (?, ?, 1, ?, 0, 0, 1, ?, 'k', 'n', '{}', '{}')`, string(state), inv, unfi
 	return db
 }
 
-func must(t *testing.T, db *sql.DB, q string, args ...any) {
+func must(t testing.TB, db *sql.DB, q string, args ...any) {
 	t.Helper()
 	if _, err := db.Exec(q, args...); err != nil {
 		t.Fatalf("%s: %v", q, err)
@@ -121,6 +121,7 @@ func TestSchema_Refuses(t *testing.T) {
 		return "UPDATE invalidations SET revision = revision + 1, " + set + " WHERE id = '" + id + "'"
 	}
 	const newInv = `INSERT INTO invalidations (id, state, revision, unfinished, allow_unsupported, priority, create_time, complete_time, caller_kind, caller_name, selector, call, request_id, request_digest) VALUES `
+	const newRun = `INSERT INTO runs (invalidation_id, idx, target, kind, fingerprint, priority, state, open, attempts, expire_time, lease_token, counted, count, count_is_minimum, sessions_truncated) VALUES `
 	for _, c := range []struct {
 		name      string
 		bad, good string // good is what is nearest to it and allowed
@@ -146,6 +147,17 @@ func TestSchema_Refuses(t *testing.T) {
 		{"a negative count", run("counted = 1, count = -1", "RUNNING"), run("counted = 1, count = 0", "RUNNING")},
 		{"a count that is not known", run("count = 1", "RUNNING"), run("counted = 1, count = 1", "RUNNING")},
 		{"an unknown verification", run("verification = 'BELIEVED'", "RUNNING"), run("verification = 'UNVERIFIABLE'", "RUNNING")},
+		{"open twice", run("open = 2", "RUNNING"), run("open = 0", "RUNNING")},
+		{"counted twice", run("counted = 2", "RETRYING"), run("counted = 1", "RETRYING")},
+		{"counted less than not", run("counted = -1", "RETRYING"), run("counted = 0", "RETRYING")},
+		{"a minimum twice", run("count_is_minimum = 2", "RETRYING"), run("count_is_minimum = 1", "RETRYING")},
+		{"truncated twice", run("sessions_truncated = 2", "RETRYING"), run("sessions_truncated = 1", "RETRYING")},
+		{"an unknown priority", newRun + "('PENDING', 1, 'y', 'k', 'f', 2, 'PENDING', 0, 0, 9, 0, 0, 0, 0, 0)", newRun + "('PENDING', 1, 'y', 'k', 'f', 1, 'PENDING', 0, 0, 9, 0, 0, 0, 0, 0)"},
+		{"running before an attempt", run("attempts = 0", "RUNNING"), run("attempts = 2", "RUNNING")},
+		{"running without a beginning", run("start_time = NULL", "RUNNING"), run("start_time = 4", "RUNNING")},
+		{"pending after a beginning", run("start_time = 4", "PENDING"), run("start_time = NULL", "PENDING")},
+		{"retrying without a beginning", run("start_time = NULL", "RETRYING"), run("start_time = 4", "RETRYING")},
+		{"retrying and open", run("open = 1", "RETRYING"), run("open = 0", "RETRYING")},
 		{"another target", run("target = 'y'", "PENDING"), run("operation = 'y'", "PENDING")},
 		{"other facts of the caller", inv("facts = '{}'", "RUNNING"), inv("unfinished = 2", "RUNNING")},
 		{"another fingerprint", run("fingerprint = 'y'", "PENDING"), run("operation = 'y'", "PENDING")},
@@ -278,6 +290,24 @@ func TestQueryPlans(t *testing.T) {
 	}
 }
 
+// upTo are the first migrations.
+func upTo(t *testing.T, version int) fs.FS {
+	t.Helper()
+	names, err := fs.Glob(sqlite.MigrationFiles, "migrations/*.sql")
+	if err != nil || len(names) < version {
+		t.Fatal(names, err)
+	}
+	earlier := fstest.MapFS{}
+	for _, name := range names[:version] {
+		text, err := fs.ReadFile(sqlite.MigrationFiles, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		earlier[name] = &fstest.MapFile{Data: text}
+	}
+	return earlier
+}
+
 // From every version there has been, a journal reaches the newest, and is then the same as a new one.
 func TestMigrations(t *testing.T) {
 	fresh := openAt(t, filepath.Join(t.TempDir(), "journal.db"))
@@ -291,15 +321,7 @@ func TestMigrations(t *testing.T) {
 	}
 	for version := range names {
 		path := emptyFile(t)
-		earlier := fstest.MapFS{}
-		for _, name := range names[:version] {
-			text, err := fs.ReadFile(sqlite.MigrationFiles, name)
-			if err != nil {
-				t.Fatal(err)
-			}
-			earlier[name] = &fstest.MapFile{Data: text}
-		}
-		if err := sqlite.Migrate(path, earlier); err != nil {
+		if err := sqlite.Migrate(path, upTo(t, version)); err != nil {
 			t.Fatalf("to version %d: %v", version, err)
 		}
 		s := openAt(t, path)
@@ -308,6 +330,115 @@ func TestMigrations(t *testing.T) {
 		}
 		if err := accept(t.Context(), s, asked("apm")); err != nil {
 			t.Errorf("from version %d: %v", version, err)
+		}
+	}
+}
+
+// What an earlier version has written stays as it is, and satisfies what the newest demands. Only events from before there
+// were chains do not: they have no hash, and stay without.
+func TestMigrations_KeepRows(t *testing.T) {
+	path := emptyFile(t)
+	migrate := func(files fs.FS) {
+		t.Helper()
+		if err := sqlite.Migrate(path, files); err != nil {
+			t.Fatal(err)
+		}
+	}
+	open := func() *sql.DB {
+		db, err := sql.Open("sqlite", path+"?_pragma=foreign_keys(1)")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return db
+	}
+	migrate(upTo(t, 2))
+	db := open()
+	must(t, db, `INSERT INTO audit (chain, seq, time, type, caller_kind, caller_name) VALUES ('a', 1, 1, 'early', 'k', 'n')`)
+	db.Close()
+	migrate(upTo(t, 3))
+	db = open()
+	must(t, db, `INSERT INTO audit SELECT 'b', column1, column1, column2, 'k', 'n', 'i', 't', '{"n":1}', zeroblob(32), zeroblob(32) FROM (VALUES (4, 'chain.linked'), (5, 'run.failed'))`)
+	must(t, db, `INSERT INTO audit_checkpoints VALUES ('b', 4, zeroblob(32), '', 1, '', zeroblob(32))`)
+	must(t, db, `INSERT INTO target_pauses VALUES ('storage', 'k', 'n', 'moved', 5)`)
+	for _, state := range invalidation.RunStates {
+		inv, unfinished, complete, due := "RUNNING", 1, any(nil), any(11)
+		if state.Final() {
+			inv, unfinished, complete, due = map[invalidation.RunState]string{invalidation.RunSucceeded: "PARTIALLY_SUCCEEDED", invalidation.RunCancelled: "CANCELLED"}[state], 0, 5, nil
+			if inv == "" {
+				inv = "FAILED"
+			}
+		}
+		attempts, start := 2, any(3)
+		if state == invalidation.RunPending {
+			attempts, start = 0, nil
+		}
+		must(t, db, `INSERT INTO invalidations VALUES (?1, ?2, 1, ?3, 1, 1, 1, ?4, 'k', 'n', 'request ' || ?1, x'0102', 'alice', 'before', '{"all":true}', '{"reason":"left"}', '{"groups":["g"]}')`,
+			string(state), inv, unfinished, complete)
+		must(t, db, `INSERT INTO labels VALUES ('job', '7', ?)`, string(state))
+		for idx, open := range []bool{false, state == invalidation.RunRunning} {
+			owner, until, from, next := any(nil), any(nil), any(nil), due
+			if open {
+				owner, until, from, next = "me", 12, "PENDING", nil
+			}
+			must(t, db, `INSERT INTO runs (invalidation_id, idx, target, kind, fingerprint, priority, state, open, attempts, next_attempt_time, expire_time, start_time,
+  complete_time, lease_owner, lease_token, lease_until, lease_from, counted, count, count_is_minimum, verification, sessions_truncated, operation, error, retry, resume,
+  covered, warnings, sessions, selector, terms)
+VALUES (?, ?, 'target ' || ?2, 'kibana', 'f', 1, ?, ?, ?, ?, 99, ?, ?, ?, 7, ?, ?, 1, 3, 1, 'UNVERIFIABLE', 1, 'task', '{"reason":"EXPIRED","message":"late"}',
+  '{"failures":2}', '{"at":1}', '["saml"]', '[{"code":"SIGNED_IN_AGAIN","message":"m"}]', '[{"id":"s"}]', '{"by":["all"]}', '{"rule":"r"}')`,
+				string(state), idx, string(state), open, attempts, next, start, complete, owner, until, from)
+		}
+	}
+	rows := func() (rows []string) {
+		t.Helper()
+		for _, table := range []string{"invalidations", "labels", "runs", "target_pauses", "audit", "audit_checkpoints"} {
+			found, err := db.Query("SELECT * FROM " + table + " ORDER BY 1, 2")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer found.Close()
+			columns, err := found.Columns()
+			if err != nil {
+				t.Fatal(err)
+			}
+			for found.Next() {
+				values, into := make([]any, len(columns)), make([]any, len(columns))
+				for i := range values {
+					into[i] = &values[i]
+				}
+				if err := found.Scan(into...); err != nil {
+					t.Fatal(err)
+				}
+				row := table
+				for i, c := range columns {
+					row += fmt.Sprintf(" %s=%v", c, values[i])
+				}
+				rows = append(rows, row)
+			}
+			if err := found.Err(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return rows
+	}
+	want := rows()
+	db.Close()
+	migrate(nil)
+	db = open()
+	defer db.Close()
+	if got := rows(); !slices.Equal(got, want) {
+		t.Errorf("rows\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+	for _, c := range []struct{ pragma, column, want string }{{"foreign_key_check", `"table"`, ""}, {"integrity_check", "integrity_check", "'CHECK constraint failed in audit'"}} {
+		var got sql.NullString
+		if err := db.QueryRow("SELECT group_concat(quote(x), ';') FROM (SELECT " + c.column + " AS x FROM pragma_" + c.pragma + ")").Scan(&got); err != nil || got.String != c.want {
+			t.Errorf("%s: %s (%v), want %q", c.pragma, got.String, err, c.want)
+		}
+	}
+	s := openAt(t, path)
+	for _, state := range invalidation.RunStates {
+		inv, err := s.Get(t.Context(), string(state))
+		if err != nil || len(inv.Runs) != 2 || inv.Runs[0].State != state || inv.Runs[1].Operation != "task" || inv.Runs[1].Terms.Rule != "r" {
+			t.Errorf("Get: %+v, %v", inv, err)
 		}
 	}
 }

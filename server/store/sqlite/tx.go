@@ -128,19 +128,21 @@ type headRun struct {
 	state        invalidation.RunState
 	completeTime time.Time
 	lease        invalidation.Lease // zero if it is not known to be leased
+	plain        bool               // see acceptedRun
+	startTime    time.Time
 }
 
 // know remembers an invalidation that was accepted just now.
-func (t *tx) know(inv invalidation.Invalidation, leases []invalidation.Lease) {
+func (t *tx) know(p *acceptance, leases []invalidation.Lease) {
+	inv := &p.inv
 	if len(leases) == 0 || len(t.heads) >= maxHeads {
 		return
 	}
-	h := &head{id: inv.ID, revision: inv.Revision, allowUnsupported: inv.Call.AllowUnsupported, runs: make([]headRun, len(inv.Runs)), state: inv.State}
-	for i, r := range inv.Runs {
-		h.runs[i] = headRun{state: r.State, completeTime: r.CompleteTime}
-		if !r.State.Final() {
-			h.unfinished++
-		}
+	h := &head{id: inv.ID, revision: inv.Revision, unfinished: p.unfinished, allowUnsupported: inv.Call.AllowUnsupported,
+		runs: make([]headRun, len(inv.Runs)), state: inv.State}
+	for i := range inv.Runs {
+		r := &inv.Runs[i]
+		h.runs[i] = headRun{state: r.State, completeTime: r.CompleteTime, startTime: r.StartTime, plain: p.runs[i].plain}
 	}
 	for _, l := range leases {
 		h.runs[l.Run].lease = l
@@ -189,8 +191,8 @@ func (t *tx) ended(h *head, i int, r invalidation.Run) {
 }
 
 const (
-	countRuns = `UPDATE invalidations SET revision = ?2, unfinished = ?3 WHERE id = ?1`
-	endCount  = `UPDATE invalidations SET revision = ?2, unfinished = 0, state = ?3, complete_time = ?4 WHERE id = ?1`
+	countRuns = `UPDATE OR FAIL invalidations SET revision = ?, unfinished = ? WHERE id = ?`
+	endCount  = `UPDATE OR FAIL invalidations SET revision = ?, unfinished = 0, state = ?, complete_time = ? WHERE id = ?`
 )
 
 func (t *tx) writeCounts() error {
@@ -198,9 +200,9 @@ func (t *tx) writeCounts() error {
 		var n int64
 		var err error
 		if h.unfinished > 0 {
-			n, err = t.conn.exec(countRuns, h.id, h.revision, int64(h.unfinished))
+			n, err = t.conn.exec(countRuns, h.revision, int64(h.unfinished), h.id)
 		} else {
-			n, err = t.conn.exec(endCount, h.id, h.revision, string(h.state), h.completeTime.UnixMicro())
+			n, err = t.conn.exec(endCount, h.revision, string(h.state), h.completeTime.UnixMicro(), h.id)
 			delete(t.heads, h.id)
 		}
 		if err == nil && n != 1 {
@@ -218,7 +220,7 @@ func (t *tx) writeCounts() error {
 
 const (
 	eventColumns = 11
-	insertEvent  = `INSERT INTO audit (chain, seq, time, type, caller_kind, caller_name, invalidation_id, target, data, prev_hash, hash)
+	insertEvent  = `INSERT OR FAIL INTO audit (chain, seq, time, type, caller_kind, caller_name, invalidation_id, target, data, prev_hash, hash)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`
 	// eventsAtOnce is how many events one statement inserts, if there are so many.
 	eventsAtOnce = 8
