@@ -58,6 +58,9 @@ var Statements = map[string]struct {
 	"old chains":        {selectOldChains, `'2020-01-01'`},
 }
 
+// ReadyFlight is what every flight begins with.
+const ReadyFlight = readyFlight
+
 // List is the query of a page.
 func List(q invalidation.Query) (string, []any) { return list(q) }
 

@@ -30,10 +30,11 @@ const (
 	lockPart = 40
 )
 
-// readyFlight is for the rest of the transaction. Plans that are made once do not know how many changes there will be, nor, in
-// a journal that is young, how large it will be: they shall go by the indexes whatever the planner thinks of their cost.
-const readyFlight = `SELECT set_config('lock_timeout', $1, true), set_config('plan_cache_mode', 'force_generic_plan', true),
-  set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true)`
+// readyFlight is for the rest of the transaction. Planning takes longer than a flight of one; but a plan that is made once, for
+// any number of changes, has to be made when the journal is so large already that it goes by the right indexes.
+const readyFlight = `SELECT set_config('lock_timeout', $1, true),
+  set_config('plan_cache_mode', CASE WHEN least(pg_relation_size('invalidations'), pg_relation_size('runs')) < 1 << 20
+    THEN 'force_custom_plan' ELSE 'force_generic_plan' END, true)`
 
 // part is one caller's change, which shares a transaction with others: an acceptance or an answer.
 type part struct {

@@ -480,6 +480,43 @@ func TestFlight_LostAnswer(t *testing.T) {
 	}
 }
 
+// The server ends the connection under a flight, and says so: that is a lost answer, too.
+func TestFlight_Ended(t *testing.T) {
+	t.Parallel()
+	dsn := pgtest.Schema(t)
+	s := openWith(t, postgres.Options{DSN: dsn, Timeout: time.Minute, MaxConns: 3})
+	inv, leases := begun(t, s, "apm", "kibana")
+	c := connect(t, dsn)
+	must(t, c, `BEGIN; LOCK TABLE audit IN SHARE MODE`)
+	f := ground(t, s)
+	for range 3 {
+		f.join(func() {
+			if _, _, _, err := s.Accept(context.Background(), asked("apm")); !errors.Is(err, invalidation.ErrUnavailable) || errors.Is(err, invalidation.ErrCommitUnknown) {
+				t.Errorf("Accept: %v, want ErrUnavailable", err)
+			}
+		})
+	}
+	for i, l := range leases {
+		f.join(func() {
+			if _, err := s.Record(context.Background(), l, succeeded(inv.Runs[i]), ended(l)); !errors.Is(err, invalidation.ErrCommitUnknown) {
+				t.Errorf("Record: %v, want ErrCommitUnknown", err)
+			}
+		})
+	}
+	f.depart()
+	eventually(t, "it waits for the lock and is ended", func() bool {
+		var n int
+		err := c.QueryRow(t.Context(), `SELECT count(pg_terminate_backend(pid)) FROM pg_locks WHERE relation = 'audit'::regclass AND NOT granted`).Scan(&n)
+		return err == nil && n == 1
+	})
+	f.all.Wait()
+	must(t, c, `COMMIT`)
+	if list, _, err := s.List(t.Context(), invalidation.Query{Limit: 10}); err != nil || len(list) != 1 || list[0].Revision != 1 {
+		t.Errorf("%d invalidations, error %v: nothing has changed", len(list), err)
+	}
+	events(t, s)
+}
+
 // Somebody hangs with a lock. Who needs it waits; who shares a transaction with him, or comes later, does not.
 func TestFlight_NobodyWaitsForAnothersLock(t *testing.T) {
 	t.Parallel()
@@ -535,6 +572,8 @@ func TestFlight_Close(t *testing.T) {
 	t.Parallel()
 	dsn := pgtest.Schema(t)
 	s := openWith(t, postgres.Options{DSN: dsn, MaxConns: 2})
+	other := open(t, dsn)
+	told := listenTo(other)
 	c := connect(t, dsn)
 	must(t, c, `BEGIN; LOCK TABLE runs IN SHARE MODE`)
 	answer := make(chan error, 1)
@@ -571,9 +610,10 @@ func TestFlight_Close(t *testing.T) {
 	if err := <-closed; err != nil {
 		t.Errorf("Close: %v", err)
 	}
-	if _, err := open(t, dsn).Get(t.Context(), a.Invalidation.ID); err != nil {
+	if _, err := other.Get(t.Context(), a.Invalidation.ID); err != nil {
 		t.Errorf("what was accepted: %v", err)
 	}
+	eventually(t, "others are told of it", func() bool { return told.times(a.Invalidation.ID) > 0 })
 }
 
 // Two processes record the answers of the same invalidations in shared transactions, while they are cancelled and accepted

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -305,6 +306,61 @@ SELECT to_char(n, 'FM000000'), 0, CASE WHEN n % 3 = 0 THEN 'apm' ELSE 'kibana' E
 		if plan := strings.Join(explain(name, sql, strings.Join(texts, ", ")), "\n"); !strings.Contains(plan, leads[name]) {
 			t.Errorf("list %s does not use %s\n%s", name, leads[name], plan)
 		}
+	}
+}
+
+// What flights ask is planned for the values as long as the journal is small, and only then for all. The plan that is kept
+// goes by the keys, although the server has not noticed yet that the journal has grown.
+func TestQueryPlans_OfAYoungJournal(t *testing.T) {
+	t.Parallel()
+	dsn := pgtest.Schema(t)
+	if err := open(t, dsn).Close(); err != nil {
+		t.Fatal(err)
+	}
+	c := connect(t, dsn)
+	must(t, c, `ALTER TABLE invalidations SET (autovacuum_enabled = off)`)
+	must(t, c, `ALTER TABLE runs SET (autovacuum_enabled = off)`)
+	must(t, c, `VACUUM ANALYZE invalidations, runs`)
+	mode := func() (mode string) {
+		must(t, c, strings.Replace(postgres.ReadyFlight, "$1", "'1000'", 1))
+		if err := c.QueryRow(t.Context(), `SELECT current_setting('plan_cache_mode')`).Scan(&mode); err != nil {
+			t.Fatal(err)
+		}
+		return mode
+	}
+	must(t, c, `BEGIN`)
+	n := 0
+	for ; mode() != "force_generic_plan"; n += 100 {
+		if n > 20000 {
+			t.Fatal("the plan is never kept")
+		}
+		must(t, c, fmt.Sprintf(`INSERT INTO invalidations (id, state, revision, unfinished, succeeded, failed, unsupported, cancelled, allow_unsupported, priority,
+  create_time, caller_kind, caller_name, selector, call)
+SELECT to_char(n, 'FM000000'), 'RUNNING', 1, 1, 0, 0, 0, 0, false, 0, now(), 'k', 'n', '{}', '{}' FROM generate_series(%d, %d) AS n`, n+1, n+100))
+		must(t, c, fmt.Sprintf(`INSERT INTO runs (invalidation_id, idx, target, kind, fingerprint, priority, state, open, attempts, expire_time, start_time,
+  lease_token, counted, count, count_is_minimum, sessions_truncated)
+SELECT to_char(n, 'FM000000'), 0, 'apm', 'k', 'f', 0, 'RUNNING', false, 1, now(), now(), 0, false, 0, false, false FROM generate_series(%d, %d) AS n`, n+1, n+100))
+	}
+	if n < 1000 {
+		t.Errorf("kept with %d invalidations", n)
+	}
+	for name, want := range map[string]string{"record": "runs_pkey", "count": "invalidations_pkey"} {
+		x := postgres.Statements[name]
+		must(t, c, `PREPARE statement AS `+x.SQL)
+		rows, err := c.Query(t.Context(), `EXPLAIN (COSTS off) EXECUTE statement(`+x.Args+`)`, pgx.QueryExecModeSimpleProtocol)
+		if err != nil {
+			t.Fatal(err)
+		}
+		lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		if err != nil {
+			t.Fatal(err)
+		}
+		plan := strings.Join(lines, "\n")
+		key := regexp.MustCompile(`Index Scan using (\w+) on \w+ \w+\n *Index Cond:`).FindAllStringSubmatch(plan, -1)
+		if len(key) != 2 || key[0][1] != want || key[1][1] != want {
+			t.Errorf("%s: by %v, want twice by %s, to lock and to change\n%s", name, key, want, plan)
+		}
+		must(t, c, `DEALLOCATE statement`)
 	}
 }
 
