@@ -597,8 +597,8 @@ func TestFlight_Close(t *testing.T) {
 		t.Errorf("Accept meanwhile: %v", err)
 	}
 	select {
-	case <-closed:
-		t.Error("Close has not waited")
+	case err := <-closed:
+		t.Errorf("Close has not waited: %v", err)
 	case err := <-answer:
 		t.Errorf("Accept has not waited: %v", err)
 	default:
