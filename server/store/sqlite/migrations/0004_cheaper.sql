@@ -50,11 +50,12 @@ UPDATE sqlite_schema SET sql = replace(sql, '
   CHECK (length(prev_hash) IS 32 AND length(hash) IS 32)')
 WHERE type = 'table' AND name = 'audit';
 
--- Flags are 0 or 1, so all of them together are. What belongs to a state is said once for each, the usual ones first; each
--- comparison of a state counts, for there are two of every run in a call.
-UPDATE sqlite_schema SET sql = replace(replace(replace(replace(replace(replace(replace(sql,
+-- Flags are 0 or 1, so all of them together are. What belongs to a state is said once for each, the usual ones first, and with
+-- AND and OR only, which SQLite leaves as soon as it knows; comparisons of truths it evaluates to the end.
+UPDATE sqlite_schema SET sql = replace(replace(replace(replace(replace(replace(replace(replace(sql,
   'priority           INTEGER NOT NULL CHECK (priority IN (0, 1)),', 'priority           INTEGER NOT NULL,'),
   'CHECK (state = ''PENDING'' OR state = ''RUNNING'' OR state = ''RETRYING'' OR state = ''SUCCEEDED'' OR state = ''UNSUPPORTED'' OR state = ''FAILED'' OR state = ''CANCELLED''),', ','),
+  'lease_from         TEXT    CHECK (lease_from = ''PENDING'' OR lease_from = ''RETRYING'' OR lease_from = ''LOST'' OR lease_from = ''RUNNING'' OR lease_from = ''KEPT''),', 'lease_from         TEXT,'),
   ' CHECK (open IN (0, 1)),', ','),
   ' CHECK (counted IN (0, 1)),', ','),
   ' CHECK (count_is_minimum IN (0, 1)),', ','),
@@ -67,15 +68,15 @@ UPDATE sqlite_schema SET sql = replace(replace(replace(replace(replace(replace(r
   CHECK (state <> ''PENDING'' OR attempts = 0 AND start_time IS NULL),
   CHECK (state <> ''RUNNING'' AND state <> ''RETRYING'' OR attempts > 0 AND start_time IS NOT NULL),
 ', '  CHECK ((priority | open | counted | count_is_minimum | sessions_truncated) BETWEEN 0 AND 1),
-  CHECK (CASE WHEN complete_time IS NULL
-    THEN CASE state
-      WHEN ''RUNNING'' THEN attempts > 0 AND start_time IS NOT NULL
-      WHEN ''PENDING'' THEN attempts = 0 AND start_time IS NULL AND open = 0
-      WHEN ''RETRYING'' THEN attempts > 0 AND start_time IS NOT NULL AND open = 0
-      ELSE 0 END
-    ELSE (state = ''SUCCEEDED'' OR state = ''FAILED'' OR state = ''UNSUPPORTED'' OR state = ''CANCELLED'')
-      AND next_attempt_time IS NULL AND lease_until IS NULL AND open = 0 END),
-  CHECK ((lease_owner IS NULL) = (lease_until IS NULL) AND (lease_owner IS NULL) = (lease_from IS NULL)),
+  CHECK (complete_time IS NULL AND (
+      state = ''RUNNING'' AND attempts > 0 AND start_time IS NOT NULL
+      OR state = ''PENDING'' AND attempts = 0 AND start_time IS NULL AND open = 0
+      OR state = ''RETRYING'' AND attempts > 0 AND start_time IS NOT NULL AND open = 0)
+    OR complete_time IS NOT NULL AND next_attempt_time IS NULL AND lease_until IS NULL AND open = 0
+      AND (state = ''SUCCEEDED'' OR state = ''FAILED'' OR state = ''UNSUPPORTED'' OR state = ''CANCELLED'')),
+  CHECK (lease_until IS NULL AND lease_owner IS NULL AND lease_from IS NULL
+    OR lease_until IS NOT NULL AND lease_owner IS NOT NULL AND lease_from IS NOT NULL
+      AND (lease_from = ''PENDING'' OR lease_from = ''RETRYING'' OR lease_from = ''LOST'' OR lease_from = ''RUNNING'' OR lease_from = ''KEPT'')),
 ')
 WHERE type = 'table' AND name = 'runs';
 
