@@ -135,11 +135,9 @@ func prepareAcceptance(a invalidation.Acceptance, now time.Time) (*acceptance, e
 	case inv.CompleteTime.IsZero():
 		inv.CompleteTime = inv.CreateTime
 	}
-	call := inv.Call
-	call.Selector = invalidation.Selector{}
 	e := encoder{}
-	p.selector = e.json(inv.Call.Selector, true)
-	p.call = e.json(call, true)
+	p.selector = e.selector(inv.Call.Selector)
+	p.call = e.call(inv.Call)
 	p.facts = e.json(inv.Caller.Facts, inv.Caller.Facts != nil)
 	return p, e.err
 }

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"strings"
 
+	"github.com/endsession/endsession/adapters"
 	"github.com/endsession/endsession/server/invalidation"
 	sqlite "modernc.org/sqlite"
 )
@@ -90,6 +91,26 @@ func (s *Store) Change(ctx context.Context, f func(exec func(string) error) erro
 
 // Mangled is [mangled].
 func Mangled(data []byte) bool { return mangled(data) }
+
+// Encode is what a column holds of v; "" for NULL.
+func Encode(v any) (string, error) {
+	var e encoder
+	var value driver.Value
+	switch v := v.(type) {
+	case []string:
+		value = e.strings(v)
+	case *adapters.Selector:
+		value = e.resolved(v)
+	case invalidation.Terms:
+		value = e.terms(v)
+	case invalidation.Selector:
+		value = e.selector(v)
+	case invalidation.Call:
+		value = e.call(v)
+	}
+	s, _ := value.(string)
+	return s, e.err
+}
 
 // Query runs a query on one of the readers.
 func (s *Store) Query(ctx context.Context, query string) error {

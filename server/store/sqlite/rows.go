@@ -1,11 +1,8 @@
 package sqlite
 
 import (
-	"bytes"
 	"context"
 	"database/sql/driver"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"time"
 
@@ -154,7 +151,7 @@ func outcome(run invalidation.Run) ([]driver.Value, error) {
 	}
 	values := []driver.Value{
 		string(run.State), micros(run.CompleteTime), run.Counted, int64(run.Count), run.CountIsMinimum, verification,
-		e.json(run.Covered, len(run.Covered) > 0),
+		e.strings(run.Covered),
 		e.json(run.Warnings, len(run.Warnings) > 0),
 		e.json(run.Sessions, len(run.Sessions) > 0),
 		run.Open, int64(run.Attempts), micros(run.StartTime), micros(run.NextAttemptTime), run.SessionsTruncated,
@@ -169,43 +166,7 @@ func outcome(run invalidation.Run) ([]driver.Value, error) {
 // resolved is what was made of the selector, and under what terms; it stays once it is there.
 func resolved(run invalidation.Run) (selector, terms driver.Value, err error) {
 	e := encoder{}
-	selector = e.json(run.Selector, run.Selector != nil)
-	terms = e.json(run.Terms, run.Terms != invalidation.Terms{})
+	selector = e.resolved(run.Selector)
+	terms = e.terms(run.Terms)
 	return selector, terms, e.err
-}
-
-type encoder struct{ err error }
-
-func (e *encoder) json(v any, present bool) driver.Value {
-	if !present || e.err != nil {
-		return nil
-	}
-	data, err := json.Marshal(v)
-	if err == nil && mangled(data) {
-		err = errors.New("a string is not valid UTF-8")
-	}
-	if err != nil {
-		e.err = err
-		return nil
-	}
-	return string(data)
-}
-
-// mangled reports whether json.Marshal has replaced an invalid byte: it writes the escape \ufffd for that, but the
-// character itself when a string really has it. The journal keeps a string as it is, or refuses it.
-func mangled(data []byte) bool {
-	for {
-		i := bytes.Index(data, []byte(`\ufffd`))
-		if i < 0 {
-			return false
-		}
-		escapes := 0
-		for i-escapes > 0 && data[i-escapes-1] == '\\' {
-			escapes++
-		}
-		if escapes%2 == 0 {
-			return true
-		}
-		data = data[i+len(`\ufffd`):]
-	}
 }
