@@ -38,7 +38,7 @@ USER 65532:65532
 VOLUME /var/lib/endsession
 # gRPC, REST, and health with metrics.
 EXPOSE 9090 8080 9091
-# An orderly shutdown, which takes up to 31 s: docker stop --time 40.
+# An orderly shutdown, which takes up to 30 s: docker stop --time 40.
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --start-interval=1s CMD ["/endsession", "health"]
 ENTRYPOINT ["/endsession"]

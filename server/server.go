@@ -15,14 +15,12 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
 	reflectionv1 "google.golang.org/grpc/reflection/grpc_reflection_v1"
 	reflectionv1alpha "google.golang.org/grpc/reflection/grpc_reflection_v1alpha"
-	"google.golang.org/grpc/test/bufconn"
 
 	endsessionv1 "github.com/endsession/endsession/gen/endsession/v1"
 	"github.com/endsession/endsession/server/api"
@@ -101,22 +99,13 @@ const (
 
 // ShutdownBound is how long [Server.Run] takes at most to end when it is told to. Whoever manages the process has to wait
 // longer before it kills.
-const ShutdownBound = httpDrain + grpcDrain + 2*handlerEnd + attemptDrain + attemptEnd + directoryClose + storeClose
+const ShutdownBound = httpDrain + grpcDrain + handlerEnd + attemptDrain + attemptEnd + directoryClose + storeClose
 
 const (
-	// memoryBuffer is the size of the buffers between gateway and gRPC server.
-	memoryBuffer = 256 << 10
-	// maxReply bounds what the gateway takes from the gRPC server. Both are this process: it only has to be enough.
-	maxReply = 64 << 20
-	// memoryWindow is how much of the gateway's replies may be on their way to it. It is constant because there is nothing to
-	// find out about the way.
-	memoryWindow = 4 << 20
 	// maxStreams is how many calls one connection may have under way.
 	maxStreams = 1000
-	// maxHeader bounds the headers of a request; maxMemoryHeader those of a call by the gateway, which also hold the
-	// client's certificates.
-	maxHeader       = 64 << 10
-	maxMemoryHeader = 1 << 20
+	// maxHeader bounds the headers of a request.
+	maxHeader = 64 << 10
 	// handshakeTimeout is how long a connection may take to be one.
 	handshakeTimeout = 20 * time.Second
 	// maxConnectionAge is how old a gRPC connection becomes before its client is asked to make a new one, perhaps to
@@ -137,13 +126,10 @@ type Server struct {
 	drain    context.Context
 	endDrain context.CancelFunc
 
-	health  *health.Server
-	grpc    *grpc.Server // for the network
-	memory  *grpc.Server // for the gateway
-	pipe    *bufconn.Listener
-	dialled *grpc.ClientConn
-	http    *http.Server
-	admin   *http.Server
+	health *health.Server
+	grpc   *grpc.Server
+	http   *http.Server
+	admin  *http.Server
 
 	reload func(context.Context, *config.Config) error // nil if there is no configuration
 }
@@ -151,7 +137,7 @@ type Server struct {
 // New makes a server of its parts. It serves nothing before [Server.Run].
 func New(parts Parts) (*Server, error) {
 	s := &Server{
-		parts: parts, log: parts.Logger, health: health.NewServer(), pipe: bufconn.Listen(memoryBuffer),
+		parts: parts, log: parts.Logger, health: health.NewServer(),
 	}
 	if s.parts.Telemetry == nil {
 		var err error
@@ -159,7 +145,7 @@ func New(parts Parts) (*Server, error) {
 			return nil, err
 		}
 	}
-	reported := s.parts.Telemetry.ServerOptions(endsessionv1.SessionService_ServiceDesc.ServiceName)
+	reported := s.parts.Telemetry.Calls(endsessionv1.SessionService_ServiceDesc.ServiceName)
 	// The drain begins with the shutdown, not with the context of a caller.
 	s.drain, s.endDrain = context.WithCancel(context.Background())
 	service, err := api.New(s.drain, parts.Engine, parts.Logger)
@@ -191,7 +177,7 @@ func New(parts Parts) (*Server, error) {
 		network.Open = append(network.Open, reflectionv1.ServerReflection_ServiceDesc.ServiceName,
 			reflectionv1alpha.ServerReflection_ServiceDesc.ServiceName)
 	}
-	s.grpc = api.NewServer(service, network, append(options, reported...)...)
+	s.grpc = api.NewServer(service, network, append(options, reported.ServerOptions()...)...)
 	if parts.Health != Nobody {
 		healthv1.RegisterHealthServer(s.grpc, s.health)
 	}
@@ -199,21 +185,7 @@ func New(parts Parts) (*Server, error) {
 		reflection.Register(s.grpc)
 	}
 	door.Gateway = true
-	s.memory = api.NewServer(service, door, append(reported, grpc.MaxHeaderListSize(maxMemoryHeader))...)
-
-	s.dialled, err = grpc.NewClient("passthrough:///memory",
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return s.pipe.DialContext(ctx) }),
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxReply)),
-		grpc.WithMaxHeaderListSize(maxMemoryHeader),
-		grpc.WithStaticStreamWindowSize(memoryWindow),
-		grpc.WithStaticConnWindowSize(memoryWindow),
-		grpc.WithDisableServiceConfig(),
-	)
-	if err != nil {
-		return nil, fmt.Errorf("dial the gRPC server in memory: %w", err)
-	}
-	rest, err := gateway.New(s.dialled, onlyThisMachine(parts.HTTP.Addr()))
+	rest, err := gateway.New(api.NewInProcess(service, door, api.Reporter(reported)), onlyThisMachine(parts.HTTP.Addr()))
 	if err != nil {
 		return nil, err
 	}
@@ -283,7 +255,6 @@ func (s *Server) Run(ctx, force context.Context) error {
 			serving <- nil
 		}()
 	}
-	serve("gRPC in memory", func() error { return s.memory.Serve(s.pipe) })
 	serve("gRPC", func() error { return s.grpc.Serve(s.parts.GRPC) })
 	serve("admin", func() error { return s.admin.Serve(s.parts.Admin) })
 	serve("HTTP", func() error {
@@ -371,7 +342,7 @@ func (s *Server) shutdown(force context.Context) error {
 		return nil
 	})
 	_ = s.step(force, "gRPC drains", grpcDrain, func(ctx context.Context) error {
-		return errors.Join(stopGracefully(ctx, s.grpc), s.dialled.Close(), stopGracefully(ctx, s.memory))
+		return stopGracefully(ctx, s.grpc)
 	})
 	engine := s.step(force, "attempts finish", attemptDrain, func(ctx context.Context) error {
 		return within(ctx, attemptEnd, func() error { return s.parts.Engine.Close(ctx) })

@@ -89,7 +89,7 @@ const (
 	mdCertificate = "endsession-client-certificate-bin"
 )
 
-// FromHTTP is the metadata by which the REST gateway tells the server in memory about the client of a request, where it
+// FromHTTP is the metadata by which the REST gateway tells the service about the client of a request, where it
 // calls from and what certificates it presented.
 func FromHTTP(r *http.Request) metadata.MD {
 	md := metadata.MD{}

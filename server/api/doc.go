@@ -5,8 +5,8 @@
 // contract, or bytes that are no message at all never reach the engine. What a misspelt or newer client asks must not
 // become a wider kill. Decisions are the engine's.
 //
-// [NewServer] builds a gRPC server with the whole chain of interceptors. The process has two of them, one for the
-// network and one in memory for the REST gateway, so that both ways in are judged by the same code.
+// [NewServer] builds a gRPC server for the network, [NewInProcess] a connection within the process for the REST gateway.
+// Behind both is the same chain of interceptors, so that both ways in are judged by the same code.
 //
 // Read strict.go for what is refused, errors.go for how errors reach callers, request.go and reply.go for the
 // translation.

@@ -7,7 +7,9 @@ import (
 	"runtime/debug"
 	"time"
 
+	"github.com/fullstorydev/grpchan/inprocgrpc"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/stats"
 	"google.golang.org/protobuf/proto"
 
 	endsessionv1 "github.com/endsession/endsession/gen/endsession/v1"
@@ -37,10 +39,7 @@ const (
 // NewServer returns a gRPC server that serves s behind the interceptors that every way in shares. More services and
 // options (credentials, say) may be added.
 func NewServer(s *Service, door Door, opts ...grpc.ServerOption) *grpc.Server {
-	if door.Refusals == nil {
-		door.Refusals = NewLogRefusals(s.log)
-	}
-	c := chain{rules: s.rules, log: s.log, drain: s.drain, door: door}
+	c := newChain(s, door)
 	opts = append(opts,
 		grpc.ForceServerCodecV2(newCodec()),
 		// More than is allowed, so that a request which is too large by a little is told what is wrong with it.
@@ -56,12 +55,42 @@ func NewServer(s *Service, door Door, opts ...grpc.ServerOption) *grpc.Server {
 	return srv
 }
 
+// Reporter is told of calls before anything else is done with them.
+type Reporter struct {
+	Stats  stats.Handler
+	Unary  grpc.UnaryServerInterceptor
+	Stream grpc.StreamServerInterceptor
+}
+
+// NewInProcess returns a connection to s that does not leave the process. Behind the reporter's interceptors are those that
+// every way in shares.
+func NewInProcess(s *Service, door Door, report Reporter) grpc.ClientConnInterface {
+	c := newChain(s, door)
+	conn := new(inprocgrpc.Channel).
+		WithServerStatsHandler(report.Stats).
+		WithServerUnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+			return report.Unary(ctx, req, info, func(ctx context.Context, req any) (any, error) { return c.unary(ctx, req, info, handler) })
+		}).
+		WithServerStreamInterceptor(func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+			return report.Stream(srv, ss, info, func(srv any, ss grpc.ServerStream) error { return c.stream(srv, ss, info, handler) })
+		})
+	endsessionv1.RegisterSessionServiceServer(conn, s)
+	return conn
+}
+
 // chain is what stands between the wire and the handlers.
 type chain struct {
 	rules rules
 	log   *slog.Logger
 	drain context.Context
 	door  Door
+}
+
+func newChain(s *Service, door Door) chain {
+	if door.Refusals == nil {
+		door.Refusals = NewLogRefusals(s.log)
+	}
+	return chain{rules: s.rules, log: s.log, drain: s.drain, door: door}
 }
 
 func (c chain) unary(

@@ -18,21 +18,33 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// ServerOptions have a gRPC server report the calls of a service: one span a call, how long it took and, if it was
-// refused, why. They come before those that bring other interceptors, so that what is measured is what callers see.
-func (t *Telemetry) ServerOptions(service string) []grpc.ServerOption {
+// Calls report the calls of a service: one span a call, how long it took and, if it was refused, why. The interceptors come
+// before all others, so that what is measured is what callers see.
+type Calls struct {
+	Stats  stats.Handler
+	Unary  grpc.UnaryServerInterceptor
+	Stream grpc.StreamServerInterceptor
+}
+
+// Calls returns what reports the calls of a service.
+func (t *Telemetry) Calls(service string) Calls {
 	prefix := "/" + service + "/"
 	s := server{t, prefix}
-	return []grpc.ServerOption{
-		grpc.StatsHandler(otelgrpc.NewServerHandler(
+	return Calls{
+		Stats: otelgrpc.NewServerHandler(
 			otelgrpc.WithTracerProvider(t.tracers), otelgrpc.WithPropagators(t.propagator),
 			// Its metrics count the methods that callers make up, too.
 			otelgrpc.WithMeterProvider(noop.NewMeterProvider()),
 			otelgrpc.WithFilter(func(info *stats.RPCTagInfo) bool { return strings.HasPrefix(info.FullMethodName, prefix) }),
-		)),
-		grpc.ChainUnaryInterceptor(s.unary),
-		grpc.ChainStreamInterceptor(s.stream),
+		),
+		Unary:  s.unary,
+		Stream: s.stream,
 	}
+}
+
+// ServerOptions have a gRPC server report its calls.
+func (c Calls) ServerOptions() []grpc.ServerOption {
+	return []grpc.ServerOption{grpc.StatsHandler(c.Stats), grpc.ChainUnaryInterceptor(c.Unary), grpc.ChainStreamInterceptor(c.Stream)}
 }
 
 // server reports the calls of one service.
