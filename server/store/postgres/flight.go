@@ -18,8 +18,11 @@ import (
 )
 
 const (
-	// maxInAir is how many flights there are at most. A second one departs only if the first takes long: if it hangs, or if
-	// the server is slow for everybody.
+	// enough changes on the ground are worth a second flight, that is on its way while the first commits; with fewer it would
+	// only carry what the first has just missed.
+	enough = 16
+	// maxInAir is how many flights there are at most. More than two are needed only if they take long: if one hangs, or if the
+	// server is slow for everybody.
 	maxInAir = 4
 	// patience is how long a change waits on the ground before another flight departs.
 	patience = 100 * time.Millisecond
@@ -73,7 +76,7 @@ func (r *refusal) Error() string {
 func (r *refusal) Unwrap() error { return errRefused }
 
 // flights gathers what goes into shared transactions. While one is in the air, changes queue up; all that are there when it
-// ends go with the next one. With nothing in the air a change goes at once.
+// ends, or as soon as they are enough, go with the next one. With nothing in the air a change goes at once.
 type flights struct {
 	s *Store
 
@@ -97,7 +100,7 @@ func (f *flights) together(ctx context.Context, p *part) error {
 		return unavailable(errClosed)
 	}
 	f.queue = append(f.queue, p)
-	if f.inAir == 0 {
+	if f.inAir == 0 || f.inAir == 1 && len(f.queue) >= enough {
 		f.depart()
 	}
 	f.mu.Unlock()
