@@ -49,8 +49,10 @@ type acceptance struct {
 type acceptedRun struct {
 	start           bool
 	selector, terms driver.Value
-	outcome         []driver.Value
-	plain           bool // it begins, and there is no outcome but warnings
+	// plain is true if it begins, and has no outcome but warnings; otherwise there is all of it.
+	plain    bool
+	warnings driver.Value
+	outcome  []driver.Value
 }
 
 // errRequested says that the request id is known already. Nothing was written.
@@ -112,14 +114,19 @@ func prepareAcceptance(a invalidation.Acceptance, now time.Time) (*acceptance, e
 			r.NextAttemptTime = time.Time{}
 		}
 		r = r.Kept(inv.CreateTime)
+		run.plain = run.start && plain(r) && unanswered(r)
 		var err error
-		if run.outcome, err = outcome(r); err != nil {
+		if run.plain {
+			run.warnings, err = warnings(r)
+		} else {
+			run.outcome, err = outcome(r)
+		}
+		if err != nil {
 			return nil, err
 		}
 		if run.selector, run.terms, err = resolved(r); err != nil {
 			return nil, err
 		}
-		run.plain = run.start && plain(r) && unanswered(r)
 		inv.Runs[i] = r
 		states[i] = r.State
 		if !r.State.Final() {
@@ -204,7 +211,7 @@ func (p *acceptance) insert(t *tx) ([]invalidation.Lease, error) {
 	until := invalidation.Moment(t.now.Add(p.LeaseLength))
 	for i := range inv.Runs {
 		r, run := &inv.Runs[i], &p.runs[i]
-		values := make([]driver.Value, 0, insertedColumns)
+		values := make([]driver.Value, 0, 31) // as insertRun has
 		values = append(values, inv.ID, int64(i), r.Target, r.Kind, r.Fingerprint, priority, r.ExpireTime.UnixMicro(), run.selector, run.terms)
 		if run.start {
 			leases = append(leases, invalidation.Lease{InvalidationID: inv.ID, Run: i, Owner: p.Owner, Token: 1, Until: until})
@@ -213,7 +220,7 @@ func (p *acceptance) insert(t *tx) ([]invalidation.Lease, error) {
 		switch {
 		case run.plain:
 			statement = insertStarted
-			values = append(values, p.Owner, until.UnixMicro(), r.StartTime.UnixMicro(), run.outcome[warningsColumn])
+			values = append(values, p.Owner, until.UnixMicro(), r.StartTime.UnixMicro(), run.warnings)
 		case run.start:
 			values = append(values, p.Owner, int64(1), until.UnixMicro(), string(invalidation.RunPending))
 			values = append(values, run.outcome...)

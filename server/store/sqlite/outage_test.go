@@ -4,7 +4,9 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -416,7 +418,7 @@ func TestGroupCommit_BlamesTheRightChange(t *testing.T) {
 			runs, leases = append(runs, inv.Runs[0]), append(leases, leased...)
 		}
 		if err := s.Change(t.Context(), func(exec func(string) error) error {
-			return exec("CREATE TRIGGER poison BEFORE UPDATE ON invalidations WHEN NEW.id = '" + leases[1].InvalidationID + "' BEGIN SELECT RAISE(ABORT, 'poison'); END")
+			return exec("CREATE TRIGGER poison BEFORE UPDATE ON invalidations WHEN NEW.id = '" + leases[1].InvalidationID + "' BEGIN SELECT RAISE(FAIL, 'poison'); END")
 		}); err != nil {
 			t.Fatal(err)
 		}
@@ -461,12 +463,64 @@ func TestGroupCommit_BlamesTheRightChange(t *testing.T) {
 	})
 }
 
+// A statement that fails has written what came before; that is undone, too.
+func TestGroupCommit_UndoesHalfAStatement(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, d := onDisk(t)
+		if err := s.Change(t.Context(), func(exec func(string) error) error {
+			return exec("CREATE TRIGGER poison BEFORE INSERT ON audit WHEN NEW.type = 'poison' BEGIN SELECT RAISE(FAIL, 'poison'); END")
+		}); err != nil {
+			t.Fatal(err)
+		}
+		thaw := make(chan struct{})
+		d.ask(func(op, _ string) int32 {
+			if op == "sync" {
+				<-thaw
+			}
+			return sqlite3.SQLITE_OK
+		})
+		var all sync.WaitGroup
+		var want []string
+		for n := range 4 {
+			a := asked("apm")
+			for i := range 20 {
+				e := a.Events[0]
+				e.Type = fmt.Sprint(n, " ", i)
+				if n == 2 && i == 12 {
+					e.Type = "poison"
+				}
+				a.Events = append(a.Events, e)
+			}
+			if n != 2 {
+				for _, e := range a.Events {
+					want = append(want, e.Type)
+				}
+			}
+			all.Go(func() {
+				if err := accept(t.Context(), s, a); (err != nil) != (n == 2) || isUnavailable(err) {
+					t.Errorf("%d: %v", n, err)
+				}
+			})
+			synctest.Wait() // the first holds up the others, which share a commit then
+		}
+		close(thaw)
+		all.Wait()
+		var got []string
+		for _, e := range events(t, s) {
+			got = append(got, e.Type)
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("events %q, want %q", got, want)
+		}
+	})
+}
+
 // A call that found the one before it under its request id is the first if that one comes to nothing.
 func TestGroupCommit_ReplaysNothingThatWasUndone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, d := onDisk(t)
 		if err := s.Change(t.Context(), func(exec func(string) error) error {
-			return exec("CREATE TRIGGER poison BEFORE INSERT ON audit WHEN NEW.type = 'poison' BEGIN SELECT RAISE(ABORT, 'poison'); END")
+			return exec("CREATE TRIGGER poison BEFORE INSERT ON audit WHEN NEW.type = 'poison' BEGIN SELECT RAISE(FAIL, 'poison'); END")
 		}); err != nil {
 			t.Fatal(err)
 		}

@@ -120,14 +120,8 @@ func orNull(s string) driver.Value {
 const outcomeColumns = `state, complete_time, counted, count, count_is_minimum, verification, covered, warnings, sessions,
   open, attempts, start_time, next_attempt_time, sessions_truncated, operation, error, retry, resume`
 
-const (
-	// insertedColumns is how many insertRun names.
-	insertedColumns = 31
-	// warningsColumn is one of them.
-	warningsColumn = 7
-	// endColumns is how many of them, from the first, the end of a run's first attempt mostly changes.
-	endColumns = 10
-)
+// endColumns is how many of them, from the first, the end of a run's first attempt mostly changes.
+const endColumns = 10
 
 // plain reports whether the rest of them is as it is at the beginning of the first attempt, but for what begins and ends
 // it.
@@ -161,6 +155,13 @@ func outcome(run invalidation.Run) ([]driver.Value, error) {
 		orNull(string(run.Resume)),
 	}
 	return values, e.err
+}
+
+// warnings are all the outcome that there mostly is of a run that begins.
+func warnings(run invalidation.Run) (driver.Value, error) {
+	e := encoder{}
+	value := e.json(run.Warnings, len(run.Warnings) > 0)
+	return value, e.err
 }
 
 // resolved is what was made of the selector, and under what terms; it stays once it is there.
