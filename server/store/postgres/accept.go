@@ -97,6 +97,7 @@ func (s *Store) accept(ctx context.Context, a invalidation.Acceptance) (inv inva
 		return inv, true, nil, nil
 	case err == nil:
 		inv, leases = p.accepted()
+		s.flights.expect(inv.ID, len(leases))
 	}
 	return inv, false, leases, err
 }

@@ -11,9 +11,10 @@
 //
 // Acceptances and answers share transactions: what a transaction costs the server, in planning, starting the executor,
 // triggers, messages and the fsync, is mostly the same for one change and for a hundred. While one such flight is in the air,
-// changes queue up on the ground and go together with the next; with nothing in the air a change goes at once. Statements
-// are set-based, and audit events of a flight go into one chain. A second flight departs while the first is in the air if there
-// is enough to carry, and others if those take long.
+// changes queue up on the ground and go together with the next. With nothing in the air a change goes at once; only an answer
+// that is not the last of its invalidation waits half a millisecond for the others. Statements are set-based, and audit
+// events of a flight go into one chain. A second flight departs while the first is in the air if there is enough to carry,
+// and others if those take long.
 //
 // A flight bets that all its changes can be made. If the server finds a request id taken, a lease lost or a transition
 // illegal, it makes none of them and says which it was (function blame): the others fly again without these, whose callers

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io/fs"
 	"strings"
+	"time"
 
 	"github.com/endsession/endsession/adapters/secret"
 	"github.com/endsession/endsession/server/invalidation"
@@ -73,21 +74,27 @@ func (s *Store) Link(ctx context.Context) error { return s.link(ctx) }
 // nulls is a row without anything in it.
 func nulls(c columns) string { return strings.Repeat(", '{NULL}'", len(c))[2:] }
 
-// Ground keeps flights from departing until depart is called. queued is how many changes wait.
-func (s *Store) Ground() (queued func() int, depart func()) {
+// Gather sets how long an answer waits for the others of its invalidation.
+func (s *Store) Gather(d time.Duration) { s.flights.gather = d }
+
+// Queued is how many changes are on the ground.
+func (s *Store) Queued() int {
+	s.flights.mu.Lock()
+	defer s.flights.mu.Unlock()
+	return len(s.flights.queue)
+}
+
+// Ground keeps flights from departing until depart is called.
+func (s *Store) Ground() (depart func()) {
 	f := &s.flights
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.inAir += maxInAir
-	return func() int {
-			f.mu.Lock()
-			defer f.mu.Unlock()
-			return len(f.queue)
-		}, func() {
-			f.mu.Lock()
-			defer f.mu.Unlock()
-			if f.inAir -= maxInAir; len(f.queue) > 0 {
-				f.depart()
-			}
+	return func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if f.inAir -= maxInAir; len(f.queue) > 0 {
+			f.depart()
 		}
+	}
 }

@@ -26,6 +26,11 @@ const (
 	maxInAir = 4
 	// patience is how long a change waits on the ground before another flight departs.
 	patience = 100 * time.Millisecond
+	// gatherTime is how long an answer that is not the last of its invalidation waits for the others: nobody is told anything
+	// before the last.
+	gatherTime = 500 * time.Microsecond
+	// maxExpected bounds of how many invalidations it is known that answers are expected.
+	maxExpected = 1 << 12
 	// maxAboard bounds how many changes share a transaction, so that the first of them does not wait for ever.
 	maxAboard = 128
 	// lockPart is the part of the timeout that a flight waits for a lock: a change that waits for somebody who hangs shall do
@@ -76,15 +81,20 @@ func (r *refusal) Error() string {
 func (r *refusal) Unwrap() error { return errRefused }
 
 // flights gathers what goes into shared transactions. While one is in the air, changes queue up; all that are there when it
-// ends, or as soon as they are enough, go with the next one. With nothing in the air a change goes at once.
+// ends, or as soon as they are enough, go with the next one. With nothing in the air a change goes at once,
+// but for an answer that others are expected to follow: it waits for a moment, or until anything else is asked for.
 type flights struct {
 	s *Store
 
+	gather time.Duration // gatherTime
 	mu     sync.Mutex
 	queue  []*part
 	inAir  int
 	closed bool
 	loops  sync.WaitGroup
+	// expected are how many answers are still to come, by invalidation, of runs that began when they were accepted. It may
+	// be wrong: then an answer waits in vain, or not at all.
+	expected map[string]int
 }
 
 // together makes a change in a durable transaction that others may share, once. If ctx ends before it is in the air, it is
@@ -99,12 +109,16 @@ func (f *flights) together(ctx context.Context, p *part) error {
 		f.mu.Unlock()
 		return unavailable(errClosed)
 	}
+	pause := patience
 	f.queue = append(f.queue, p)
-	if f.inAir == 0 || f.inAir == 1 && len(f.queue) >= enough {
+	switch more := f.expects(p); {
+	case f.inAir == 0 && more && p.follows(f.queue[0]):
+		pause = f.gather
+	case f.inAir == 0 || f.inAir == 1 && len(f.queue) >= enough:
 		f.depart()
 	}
 	f.mu.Unlock()
-	timer := time.NewTimer(patience)
+	timer := time.NewTimer(pause)
 	defer timer.Stop()
 	why := errNoAnswer
 	select {
@@ -112,11 +126,11 @@ func (f *flights) together(ctx context.Context, p *part) error {
 		return p.err
 	case <-timer.C:
 		f.mu.Lock()
-		if f.inAir < maxInAir && p.stage.Load() == queued {
+		if f.inAir < maxInAir && p.stage.Load() == queued && !f.closed {
 			f.depart()
 		}
 		f.mu.Unlock()
-		timer.Reset(f.s.timeout - patience)
+		timer.Reset(f.s.timeout - pause)
 		select {
 		case <-p.settled:
 			return p.err
@@ -155,6 +169,39 @@ func (s *Store) make(ctx context.Context, p *part, why func(context.Context, *pg
 // alone is together for a change by itself.
 func (s *Store) alone(ctx context.Context, p *part) error {
 	return s.change(ctx, func(ctx context.Context, t *tx) error { return t.write(ctx, []*part{p}) })
+}
+
+// expect says that answers of an invalidation will come.
+func (f *flights) expect(id string, answers int) {
+	if answers < 2 {
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.expected) >= maxExpected {
+		clear(f.expected)
+	}
+	f.expected[id] = answers
+}
+
+// expects counts an answer, and reports whether more of its invalidation are to come. The mutex is held.
+func (f *flights) expects(p *part) bool {
+	if p.answer == nil {
+		return false
+	}
+	id := p.answer.lease.InvalidationID
+	left := f.expected[id] - 1
+	if left > 0 {
+		f.expected[id] = left
+	} else {
+		delete(f.expected, id)
+	}
+	return left > 0
+}
+
+// follows reports whether both are answers of one invalidation.
+func (p *part) follows(first *part) bool {
+	return p.answer != nil && first.answer != nil && p.answer.lease.InvalidationID == first.answer.lease.InvalidationID
 }
 
 // depart begins a flight. The mutex is held.
@@ -244,6 +291,9 @@ func (f *flights) board() []*part {
 func (f *flights) close() {
 	f.mu.Lock()
 	f.closed = true
+	if f.inAir == 0 && len(f.queue) > 0 {
+		f.depart()
+	}
 	f.mu.Unlock()
 	f.loops.Wait()
 }

@@ -20,16 +20,14 @@ import (
 // flight is a shared transaction to be: what joins it is done when it departs.
 type flight struct {
 	t      *testing.T
-	queued func() int
+	s      *postgres.Store
 	depart func()
 	all    sync.WaitGroup
 	n      int
 }
 
 func ground(t *testing.T, s *postgres.Store) *flight {
-	f := &flight{t: t}
-	f.queued, f.depart = s.Ground()
-	return f
+	return &flight{t: t, s: s, depart: s.Ground()}
 }
 
 // join returns when do waits for the departure.
@@ -37,7 +35,7 @@ func (f *flight) join(do func()) {
 	f.t.Helper()
 	f.n++
 	f.all.Go(do)
-	eventually(f.t, "it is queued", func() bool { return f.queued() == f.n })
+	eventually(f.t, "it is queued", func() bool { return f.s.Queued() == f.n })
 }
 
 func (f *flight) fly() {
@@ -327,6 +325,71 @@ func TestFlight_AnswersOfOneInvalidation(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Answers of one invalidation wait for each other, and for nobody else; anybody else's change ends the waiting.
+func TestFlight_AnswersWaitForEachOther(t *testing.T) {
+	t.Parallel()
+	dsn := pgtest.Schema(t)
+	patient := open(t, dsn)
+	patient.Gather(time.Hour)
+	record := func(s *postgres.Store, inv invalidation.Invalidation, l invalidation.Lease) {
+		if _, err := s.Record(context.Background(), l, succeeded(inv.Runs[l.Run]), ended(l)); err != nil {
+			t.Errorf("Record: %v", err)
+		}
+	}
+	var all sync.WaitGroup
+	held := func(inv invalidation.Invalidation, l invalidation.Lease) {
+		t.Helper()
+		before := patient.Queued()
+		all.Go(func() { record(patient, inv, l) })
+		eventually(t, "it is queued", func() bool { return patient.Queued() == before+1 })
+	}
+	together := func(want int, ids ...string) {
+		t.Helper()
+		all.Wait()
+		if n := transactions(t, patient, `SELECT count(DISTINCT xmin::text) FROM audit WHERE invalidation_id = ANY ($1)`, ids); n != want {
+			t.Errorf("%d transactions, want %d", n, want)
+		}
+	}
+	x, xs := begun(t, patient, "a", "b", "c")
+	held(x, xs[0])
+	held(x, xs[2])
+	record(patient, x, xs[1])
+	together(2, x.ID) // with that of the acceptance
+
+	x, xs = begun(t, patient, "a", "b", "c")
+	held(x, xs[0])
+	y, ys := begun(t, patient, "a", "b")
+	together(2, x.ID, y.ID)
+	held(x, xs[1])
+	record(patient, y, ys[1])
+	together(3, x.ID, y.ID)
+	record(patient, x, xs[2])
+	record(patient, y, ys[0])
+
+	alone, l := begun(t, patient, "a")
+	record(patient, alone, l[0])
+
+	// A moment is short.
+	s := open(t, dsn)
+	x, xs = begun(t, s, "a", "b")
+	record(s, x, xs[0])
+	// What has been waiting is told when the journal is closed.
+	z, zs := begun(t, patient, "a", "b")
+	closing := make(chan error, 1)
+	go func() {
+		_, err := patient.Record(context.Background(), zs[0], succeeded(z.Runs[0]), ended(zs[0]))
+		closing <- err
+	}()
+	eventually(t, "it is queued", func() bool { return patient.Queued() == 1 })
+	if err := patient.Close(); err != nil {
+		t.Errorf("Close: %v", err)
+	}
+	if err := <-closing; !errors.Is(err, invalidation.ErrUnavailable) || errors.Is(err, invalidation.ErrCommitUnknown) {
+		t.Errorf("Record when the journal is closed: %v", err)
+	}
+	events(t, s)
 }
 
 // Twice the same answer at once is once an answer.

@@ -88,7 +88,7 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 			"what is to be ended; add sslmode=verify-full to the DSN", "host", host)
 	}
 	s := &Store{timeout: o.Timeout, log: o.Logger, trail: newTrail(o.Keys)}
-	s.flights.s = s
+	s.flights.s, s.flights.gather, s.flights.expected = s, gatherTime, map[string]int{}
 	s.configure(cfg, o)
 	schema, err := s.prepare(ctx, cfg.ConnConfig)
 	if err != nil {
