@@ -13,7 +13,8 @@ const (
 	serializationFailure = "40001"
 	deadlockDetected     = "40P01"
 	// stalePlan: a newer program has migrated the schema meanwhile.
-	stalePlan = "0A000"
+	stalePlan   = "0A000"
+	lockTimeout = "55P03"
 	// refused is ours: a trigger of the schema refuses a change.
 	refused = "ES001"
 	// notAll is ours: function blame of the schema says which changes of a flight cannot be made.

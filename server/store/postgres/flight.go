@@ -168,7 +168,7 @@ func (s *Store) make(ctx context.Context, p *part, why func(context.Context, *pg
 
 // alone is together for a change by itself.
 func (s *Store) alone(ctx context.Context, p *part) error {
-	return s.change(ctx, func(ctx context.Context, t *tx) error { return t.write(ctx, []*part{p}) })
+	return s.change(ctx, func(ctx context.Context, t *tx) error { return t.write(ctx, []*part{p}, t.timeout/2) })
 }
 
 // expect says that answers of an invalidation will come.
@@ -228,13 +228,14 @@ func (f *flights) fly() {
 // that all of them can be made; if the server says which cannot, the others go on without these.
 func (f *flights) flight() {
 	var parts, refused []*part
+	boarded := false
 	err := f.s.change(context.Background(), func(ctx context.Context, t *tx) error {
-		if parts == nil {
+		if !boarded {
 			runtime.Gosched() // so that callers who are just about to ask come along
-			parts = f.board()
+			parts, boarded = f.board(), true
 		}
 		for len(parts) > 0 {
-			err := t.write(ctx, parts)
+			err := t.write(ctx, parts, t.timeout/lockPart)
 			var r *refusal
 			if !errors.As(err, &r) {
 				return err
@@ -244,10 +245,10 @@ func (f *flights) flight() {
 		}
 		return nil
 	})
-	if parts == nil && refused == nil {
+	if !boarded && err != nil {
 		parts = f.board() // no connection
 	}
-	if err != nil && len(parts) > 1 && state(err) != "" && !errors.Is(err, invalidation.ErrCommitUnknown) {
+	if code := state(err); code == lockTimeout || code != "" && len(parts) > 1 && !errors.Is(err, invalidation.ErrCommitUnknown) {
 		err = errAlone
 	}
 	settle(parts, err)
@@ -298,8 +299,9 @@ func (f *flights) close() {
 	f.loops.Wait()
 }
 
-// write makes the changes of all parts, acceptances first, or none of them: then the error may be a [*refusal].
-func (t *tx) write(ctx context.Context, parts []*part) error {
+// write makes the changes of all parts, acceptances first, or none of them: then the error may be a [*refusal]. It waits
+// so long for locks.
+func (t *tx) write(ctx context.Context, parts []*part, wait time.Duration) error {
 	first := slices.IndexFunc(parts, func(p *part) bool { return p.answer != nil })
 	if first < 0 {
 		first = len(parts)
@@ -313,10 +315,6 @@ func (t *tx) write(ctx context.Context, parts []*part) error {
 		return err
 	}
 	b := &pgx.Batch{}
-	wait := t.timeout / 2
-	if len(parts) > 1 {
-		wait = t.timeout / lockPart
-	}
 	b.Queue(readyFlight, ms(wait))
 	accepted := queueAcceptances(b, parts[:first])
 	recorded := queueAnswers(b, parts[first:], first)

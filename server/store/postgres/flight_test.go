@@ -630,11 +630,50 @@ func TestFlight_NobodyWaitsForAnothersLock(t *testing.T) {
 	events(t, s)
 }
 
+// More changes than there can be flights wait for locks, each by itself. The others do not wait for them.
+func TestFlight_ManyWaitForLocks(t *testing.T) {
+	t.Parallel()
+	dsn := pgtest.Schema(t)
+	s := openWith(t, postgres.Options{DSN: dsn, Timeout: time.Minute}) // a lock is waited for half of it
+	c := connect(t, dsn)
+	const many = 6
+	var invs []invalidation.Invalidation
+	var leases []invalidation.Lease
+	for range many {
+		inv, l := accept(t, s, asked("apm"))
+		invs, leases = append(invs, inv), append(leases, l[0])
+	}
+	must(t, c, `BEGIN; SELECT FROM invalidations FOR UPDATE`)
+	answers := make(chan error, many)
+	for i := range many {
+		go func() {
+			_, err := s.Record(context.Background(), leases[i], succeeded(invs[i].Runs[0]), nil)
+			answers <- err
+		}()
+		eventually(t, "it waits for the lock", func() bool {
+			var n int
+			err := c.QueryRow(t.Context(), `SELECT count(DISTINCT pid) FROM pg_locks WHERE NOT granted AND transactionid = pg_current_xact_id()::xid`).Scan(&n)
+			return err == nil && n > i
+		})
+	}
+	began := time.Now()
+	accept(t, s, asked("apm"))
+	if took := time.Since(began); took > 15*time.Second {
+		t.Errorf("it took %v", took)
+	}
+	must(t, c, `COMMIT`)
+	for range many {
+		if err := <-answers; err != nil {
+			t.Errorf("Record: %v", err)
+		}
+	}
+}
+
 // Close waits for what is in the air, and ends what is not.
 func TestFlight_Close(t *testing.T) {
 	t.Parallel()
 	dsn := pgtest.Schema(t)
-	s := openWith(t, postgres.Options{DSN: dsn, MaxConns: 2})
+	s := openWith(t, postgres.Options{DSN: dsn, MaxConns: 2, Timeout: 10 * time.Minute}) // a flight waits for a lock for a while
 	other := open(t, dsn)
 	told := listenTo(other)
 	c := connect(t, dsn)
