@@ -10,6 +10,7 @@ import (
 	"github.com/fullstorydev/grpchan/inprocgrpc"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/stats"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	endsessionv1 "github.com/endsession/endsession/gen/endsession/v1"
@@ -63,15 +64,21 @@ type Reporter struct {
 }
 
 // NewInProcess returns a connection to s that does not leave the process. Behind the reporter's interceptors are those that
-// every way in shares.
+// every way in shares. A call that is over before it begins is not made, as on the network.
 func NewInProcess(s *Service, door Door, report Reporter) grpc.ClientConnInterface {
 	c := newChain(s, door)
 	conn := new(inprocgrpc.Channel).
 		WithServerStatsHandler(report.Stats).
 		WithServerUnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+			if err := ctx.Err(); err != nil {
+				return nil, status.FromContextError(err).Err()
+			}
 			return report.Unary(ctx, req, info, func(ctx context.Context, req any) (any, error) { return c.unary(ctx, req, info, handler) })
 		}).
 		WithServerStreamInterceptor(func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+			if err := ss.Context().Err(); err != nil {
+				return status.FromContextError(err).Err()
+			}
 			return report.Stream(srv, ss, info, func(srv any, ss grpc.ServerStream) error { return c.stream(srv, ss, info, handler) })
 		})
 	endsessionv1.RegisterSessionServiceServer(conn, s)
