@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"io/fs"
+	"runtime"
 	"strings"
 	"time"
 
@@ -84,11 +85,17 @@ func (s *Store) Queued() int {
 	return len(s.flights.queue)
 }
 
-// Ground keeps flights from departing until depart is called.
+// Ground keeps flights from departing until depart is called. It waits for those in the air: one that has told its callers
+// takes along what is queued before it ends.
 func (s *Store) Ground() (depart func()) {
 	f := &s.flights
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	for f.inAir > 0 {
+		f.mu.Unlock()
+		runtime.Gosched()
+		f.mu.Lock()
+	}
 	f.inAir += maxInAir
 	return func() {
 		f.mu.Lock()
