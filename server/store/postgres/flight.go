@@ -343,6 +343,9 @@ func blamed(err error, parts []*part) error {
 	if err := pgtype.NewMap().Scan(pgtype.Int8ArrayOID, pgtype.TextFormatCode, []byte(e.Detail), &numbers); err != nil {
 		return err
 	}
+	if len(numbers) == 0 {
+		return err // a change is there twice: each will see for itself
+	}
 	r := &refusal{}
 	for _, n := range numbers {
 		r.parts = append(r.parts, parts[n-1])

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -256,6 +257,35 @@ func TestFlight_OneRequestTwice(t *testing.T) {
 	}
 	if n := len(events(t, s)); n != 2 {
 		t.Errorf("%d events, want 2", n)
+	}
+}
+
+// One acceptance comes twice, with all it has: the server cannot tell them apart.
+func TestFlight_OneAcceptanceTwice(t *testing.T) {
+	t.Parallel()
+	s := open(t, pgtest.Schema(t))
+	f := ground(t, s)
+	a := asked("apm")
+	a.RequestID, a.Digest = "r", []byte("a")
+	var accepted, replays atomic.Int32
+	for range 2 {
+		f.join(func() {
+			switch _, replayed, _, err := s.Accept(context.Background(), a); {
+			case err != nil:
+				t.Errorf("Accept: %v", err)
+			case replayed:
+				replays.Add(1)
+			default:
+				accepted.Add(1)
+			}
+		})
+	}
+	f.fly()
+	if accepted.Load() != 1 || replays.Load() != 1 {
+		t.Errorf("%d accepted, %d replays", accepted.Load(), replays.Load())
+	}
+	if n := len(events(t, s)); n != 1 {
+		t.Errorf("%d events, want 1", n)
 	}
 }
 
