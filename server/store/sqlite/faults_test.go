@@ -45,6 +45,18 @@ func (d *disk) ask(before func(op, file string) int32) {
 	d.before = before
 }
 
+// freeze keeps everything from becoming durable until the channel is closed.
+func (d *disk) freeze() (thaw chan struct{}) {
+	thaw = make(chan struct{})
+	d.ask(func(op, _ string) int32 {
+		if op == "sync" {
+			<-thaw
+		}
+		return sqlite3.SQLITE_OK
+	})
+	return thaw
+}
+
 func (d *disk) check(op, file string) int32 {
 	d.mu.Lock()
 	f := d.before

@@ -38,6 +38,16 @@ func onDisk(t *testing.T) (*sqlite.Store, *disk) {
 	return s, d
 }
 
+// poison has changes fail of which this is true.
+func poison(t *testing.T, s *sqlite.Store, of string) {
+	t.Helper()
+	if err := s.Change(t.Context(), func(exec func(string) error) error {
+		return exec("CREATE TRIGGER poison BEFORE " + of + " BEGIN SELECT RAISE(FAIL, 'poison'); END")
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func asked(targets ...string) invalidation.Acceptance {
 	at := time.Now()
 	inv := invalidation.Invalidation{ID: uuid.Must(uuid.NewV7()).String(), Caller: invalidation.Caller{Kind: "api_key", Name: "helpdesk"}, CreateTime: at,
@@ -191,13 +201,7 @@ func TestOutage_Hanging(t *testing.T) {
 		if err := accept(t.Context(), s, old); err != nil {
 			t.Fatal(err)
 		}
-		thaw := make(chan struct{})
-		d.ask(func(op, file string) int32 {
-			if op == "sync" {
-				<-thaw
-			}
-			return sqlite3.SQLITE_OK
-		})
+		thaw := d.freeze()
 		start := time.Now()
 		type answer struct {
 			name  string
@@ -417,18 +421,8 @@ func TestGroupCommit_BlamesTheRightChange(t *testing.T) {
 			}
 			runs, leases = append(runs, inv.Runs[0]), append(leases, leased...)
 		}
-		if err := s.Change(t.Context(), func(exec func(string) error) error {
-			return exec("CREATE TRIGGER poison BEFORE UPDATE ON invalidations WHEN NEW.id = '" + leases[1].InvalidationID + "' BEGIN SELECT RAISE(FAIL, 'poison'); END")
-		}); err != nil {
-			t.Fatal(err)
-		}
-		thaw := make(chan struct{})
-		d.ask(func(op, _ string) int32 {
-			if op == "sync" {
-				<-thaw
-			}
-			return sqlite3.SQLITE_OK
-		})
+		poison(t, s, "UPDATE ON invalidations WHEN NEW.id = '"+leases[1].InvalidationID+"'")
+		thaw := d.freeze()
 		var all sync.WaitGroup
 		in := func(f func()) {
 			all.Go(f)
@@ -467,18 +461,8 @@ func TestGroupCommit_BlamesTheRightChange(t *testing.T) {
 func TestGroupCommit_UndoesHalfAStatement(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, d := onDisk(t)
-		if err := s.Change(t.Context(), func(exec func(string) error) error {
-			return exec("CREATE TRIGGER poison BEFORE INSERT ON audit WHEN NEW.type = 'poison' BEGIN SELECT RAISE(FAIL, 'poison'); END")
-		}); err != nil {
-			t.Fatal(err)
-		}
-		thaw := make(chan struct{})
-		d.ask(func(op, _ string) int32 {
-			if op == "sync" {
-				<-thaw
-			}
-			return sqlite3.SQLITE_OK
-		})
+		poison(t, s, "INSERT ON audit WHEN NEW.type = 'poison'")
+		thaw := d.freeze()
 		var all sync.WaitGroup
 		var want []string
 		for n := range 4 {
@@ -519,18 +503,8 @@ func TestGroupCommit_UndoesHalfAStatement(t *testing.T) {
 func TestGroupCommit_ReplaysNothingThatWasUndone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, d := onDisk(t)
-		if err := s.Change(t.Context(), func(exec func(string) error) error {
-			return exec("CREATE TRIGGER poison BEFORE INSERT ON audit WHEN NEW.type = 'poison' BEGIN SELECT RAISE(FAIL, 'poison'); END")
-		}); err != nil {
-			t.Fatal(err)
-		}
-		thaw := make(chan struct{})
-		d.ask(func(op, _ string) int32 {
-			if op == "sync" {
-				<-thaw
-			}
-			return sqlite3.SQLITE_OK
-		})
+		poison(t, s, "INSERT ON audit WHEN NEW.type = 'poison'")
+		thaw := d.freeze()
 		var all sync.WaitGroup
 		for _, what := range []string{"", "poison", "invalidation.accepted"} {
 			all.Go(func() {
@@ -557,13 +531,7 @@ func TestGroupCommit_ReplaysNothingThatWasUndone(t *testing.T) {
 func TestGroupCommit_FailsForAll(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, d := onDisk(t)
-		thaw := make(chan struct{})
-		d.ask(func(op, file string) int32 {
-			if op == "sync" {
-				<-thaw
-			}
-			return sqlite3.SQLITE_OK
-		})
+		thaw := d.freeze()
 		var all sync.WaitGroup
 		all.Go(func() {
 			if err := accept(t.Context(), s, asked("apm")); err != nil {
